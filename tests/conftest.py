@@ -1,0 +1,12 @@
+"""Tests run on a CPU that pretends to be four devices: every layout is exercised anywhere."""
+
+import os
+
+FLAGS = (
+    "--xla_force_host_platform_device_count=4",
+    # Programs here are compiled once and run for milliseconds: compiling is what takes time.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
