@@ -1,0 +1,1 @@
+"""The task abstraction, addressed randomness, shape idioms and device meshes."""

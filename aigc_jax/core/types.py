@@ -1,0 +1,133 @@
+"""The one abstraction: a task is its initialiser, an ordered tuple of descents, and a sampler."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import optax
+from jax import Array
+
+Batch = dict[str, Array]
+
+
+class Mode(NamedTuple):
+    """How a loss is being evaluated; static under every compiler.
+
+    Attributes:
+        train: whether dropout and batch statistics are live.
+        axis: the mapped axis' name under `pmap`, None under `jit`.
+    """
+
+    train: bool
+    axis: str | None = None
+
+
+class Out(NamedTuple):
+    """One evaluation of a loss, per example: only the step ever divides.
+
+    Attributes:
+        loss: (b,) float32.
+        weight: (b,) what an example counts for: 1, or its number of real tokens or frames.
+        stats: proposed non-gradient state by network, each a linear average over the batch.
+        metrics: name -> (b,), averaged under the same weight.
+    """
+
+    loss: Array
+    weight: Array
+    stats: dict[str, Any] = {}
+    metrics: dict[str, Array] = {}
+
+
+class Mean(NamedTuple):
+    """A metric before its division, so that steps, shards and microbatches can be summed."""
+
+    total: Array
+    weight: Array
+
+
+class Phase(NamedTuple):
+    """One descent of a training step.
+
+    Attributes:
+        name: unique within its task; addresses the phase's randomness and its optimiser state.
+        trains: the networks this phase may change. It changes no other.
+        loss: `(params, stats, batch, keys, mode) -> Out`; `keys` is (b,), one per example.
+        tx: the optimiser, over `{name: params[name] for name in trains}`.
+        every: run on the last of every so many steps (a generator's `n_critic`, a lazy penalty's
+            16).
+        start: the first step, counted from 0, on which the phase may run.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    loss: Callable[..., Out]
+    tx: optax.GradientTransformation
+    every: int = 1
+    start: int = 0
+
+
+class Task(NamedTuple):
+    """A generative model, as the loop, the checkpoint, the compilers and the command line know it.
+
+    Attributes:
+        init: `(key, batch) -> (params, stats)`, both dicts by network name.
+        phases: the descents of one step, in order; each sees what those before it changed.
+        sample: `(params, stats, keys, cond, *, its own options) -> samples`, a pytree whose leaves
+            lead with (b,). `keys` is (b,); `cond` a dict of (b, ...) arrays, or empty.
+        average: network -> decay of the exponential moving average of its weights, if it has one.
+    """
+
+    init: Callable[..., tuple[dict[str, Any], dict[str, Any]]]
+    phases: tuple[Phase, ...]
+    sample: Callable[..., Any]
+    average: Mapping[str, float] = {}
+
+
+class State(NamedTuple):
+    """Exactly what a checkpoint holds. It has no device axis and no random key."""
+
+    step: Array
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    opt: dict[str, Any]
+    ema: dict[str, Any]
+
+
+class Model(NamedTuple):
+    """A trained task, as an evaluation or a picture meets it.
+
+    Attributes:
+        params: weights by network, averaged where the task averages.
+        stats: non-gradient state by network, averaged likewise.
+        draw: `(n, cond={}, *, seed=0, **options) -> samples` as NumPy arrays with leading (n,);
+            sample i depends on the seed and i alone. `options` are those of `Task.sample`.
+    """
+
+    params: dict[str, Any]
+    stats: dict[str, Any]
+    draw: Callable[..., Any]
+
+
+class Experiment(NamedTuple):
+    """What surrounds a task: data, length, and how it is evaluated and pictured.
+
+    Attributes:
+        task: the model.
+        data: `(seed) -> batches`, where `batches[step]` is this process' share of that step's
+            batch, a dict of NumPy arrays, for any step in any order.
+        steps: how long to train, unless the command line says otherwise.
+        batch: examples a step, over all processes.
+        evaluate: `(model) -> {metric: value}`.
+        picture: `(model) -> {file stem: (h, w, c) uint8 image}`.
+        best: the evaluation metric whose best checkpoint is kept, and whether "max" or "min" is
+            best.
+        classes: the names of labels 0, 1, …; empty for an unconditional task.
+    """
+
+    task: Task
+    data: Callable[[int], Any]
+    steps: int
+    batch: int
+    evaluate: Callable[[Model], dict[str, float]] | None = None
+    picture: Callable[[Model], dict[str, Any]] | None = None
+    best: tuple[str, str] | None = None
+    classes: tuple[str, ...] = ()
