@@ -1,0 +1,197 @@
+"""One training step of any task, as a pure function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from aigc_jax.core.keys import example_keys, stream
+from aigc_jax.core.shapes import batch_size
+from aigc_jax.core.types import Batch, Mean, Mode, Out, Phase, State, Task
+
+Metrics = dict[str, Mean]
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+
+
+def init(task: Task, key: Array, batch: Batch) -> State:
+    """Make the state of a task before its first step.
+
+    Args:
+        task: the task.
+        key: one key, by custom `stream(seed, "init")`.
+        batch: an example of the batches to come; only its shapes and types matter.
+
+    Returns:
+        The state. Its leaves are copies, so that no two share a buffer and all can be donated.
+
+    Raises:
+        ValueError: two phases share a name, or a phase or an average names an unknown network.
+    """
+    params, stats = task.init(key, batch)
+    names = [phase.name for phase in task.phases]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two phases share a name: {names}")
+    wanted = {f"phase {p.name!r} trains": p.trains for p in task.phases} | {
+        "average names": tuple(task.average)
+    }
+    for who, networks in wanted.items():
+        if unknown := set(networks) - set(params):
+            raise ValueError(f"{who} {sorted(unknown)}; the networks are {sorted(params)}")
+    state = State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        stats=stats,
+        opt={p.name: p.tx.init({n: params[n] for n in p.trains}) for p in task.phases},
+        ema={n: {"params": params[n], "stats": stats.get(n, {})} for n in task.average},
+    )
+    return jax.tree.map(jnp.copy, state)
+
+
+def averaged(state: State) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return `(params, stats)` with each averaged network's average in place of its last value."""
+    params = {**state.params, **{n: ema["params"] for n, ema in state.ema.items()}}
+    stats = {**state.stats, **{n: ema["stats"] for n, ema in state.ema.items() if ema["stats"]}}
+    return params, stats
+
+
+def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int = 1) -> Step:
+    """Make the pure training step of a task: `(state, batch) -> (state, metrics)`.
+
+    The same seed trains the same model, to float rounding, however the batch is split: over
+    devices by `jit` (`axis=None`) or `pmap` (`axis` its name), or over `accumulate` microbatches
+    in sequence.
+
+    A phase whose loss or gradient is not finite leaves the state as it was and counts in its
+    `skipped`.
+
+    Args:
+        task: the task.
+        seed: addresses all randomness of the training.
+        axis: the mapped axis' name, or None.
+        accumulate: microbatches a step; must divide the (local) batch. Batch statistics are then
+            those of microbatches, inherently.
+
+    Returns:
+        The step. Its metrics are `{"phase/name": Mean}`: the loss, the phase's own, `grad_norm` and
+        `skipped` (1 on a step whose update was dropped); all weigh 0 on a step a phase sits out.
+
+    Raises:
+        ValueError: `accumulate` does not divide the batch (at trace time).
+    """
+    mode = Mode(train=True, axis=axis)
+
+    def descend(phase: Phase, state: State, batch: Batch, index: Array) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(stream(seed, phase.name), state.step)
+        trained = {n: state.params[n] for n in phase.trains}
+
+        def sums(trained: dict[str, Any], batch: Batch, index: Array) -> tuple[Array, Any]:
+            keys = example_keys(key, index)
+            out = phase.loss({**state.params, **trained}, state.stats, batch, keys, mode)
+            _check(out, index.shape)
+            weight = lax.stop_gradient(out.weight)
+            total = jnp.sum(out.loss * weight)
+            metrics = {name: jnp.sum(m * weight) for name, m in out.metrics.items()}
+            stats = {n: s for n, s in out.stats.items() if n in phase.trains}
+            return total, (jnp.sum(weight), metrics, stats)
+
+        gradient = jax.value_and_grad(sums, has_aux=True)
+        (total, (weight, metrics, stats)), grads = _over_microbatches(
+            gradient, trained, batch, index, accumulate
+        )
+        stats = jax.tree.map(lambda x: x / accumulate, stats)
+        if axis is not None:
+            total, weight, metrics, grads = lax.psum((total, weight, metrics, grads), axis)
+            stats = lax.pmean(stats, axis)
+
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        updates, opt = phase.tx.update(grads, state.opt[phase.name], trained)
+        old = (trained, {n: state.stats[n] for n in stats}, state.opt[phase.name])
+        new = (optax.apply_updates(trained, updates), stats, opt)
+        # A select, not a branch: a branch would make a GPU wait for the host.
+        trained, stats, opt = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        state = state._replace(
+            params={**state.params, **trained},
+            stats={**state.stats, **stats},
+            opt={**state.opt, phase.name: opt},
+        )
+        one = jnp.ones(())
+        # A dropped step weighs nothing in the means, so that a log shows what was learned from.
+        means = {n: _mean(m, weight, finite) for n, m in {"loss": total, **metrics}.items()}
+        means["grad_norm"] = _mean(norm, one, finite)
+        means["skipped"] = Mean(1.0 - finite, one)
+        return state, {f"{phase.name}/{name}": mean for name, mean in means.items()}
+
+    def scheduled(phase: Phase, state: State, batch: Batch, index: Array) -> tuple[State, Metrics]:
+        run = lambda state: descend(phase, state, batch, index)
+        if phase.every == 1 and phase.start == 0:
+            return run(state)
+        shapes = jax.eval_shape(run, state)[1]
+        rest = lambda state: (state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+        due = (state.step >= phase.start) & (state.step % phase.every == phase.every - 1)
+        return lax.cond(due, run, rest, state)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        b = batch_size(batch)
+        if b % accumulate:
+            raise ValueError(f"accumulate={accumulate} must divide the batch on a device, {b}")
+        index = jnp.arange(b)
+        if axis is not None:
+            index = index + lax.axis_index(axis) * b
+        metrics: Metrics = {}
+        for phase in task.phases:
+            state, of_phase = scheduled(phase, state, batch, index)
+            metrics |= of_phase
+        return _average(task, state)._replace(step=state.step + 1), metrics
+
+    return step
+
+
+def _over_microbatches(
+    gradient: Callable[..., Any], trained: Any, batch: Batch, index: Array, accumulate: int
+) -> Any:
+    """Sum what `gradient` returns over microbatches."""
+    if accumulate == 1:
+        return gradient(trained, batch, index)
+
+    def split(x: Array) -> Array:
+        # (b, ...) -> (b/k, k, ...) -> (k, b/k, ...): each device keeps its own examples. The other
+        # order, (k, b/k), would gather a sharded batch.
+        return x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+    micro = jax.tree.map(split, (batch, index))
+    shapes = jax.eval_shape(gradient, trained, *jax.tree.map(lambda x: x[0], micro))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    add = lambda total, x: (jax.tree.map(jnp.add, total, gradient(trained, *x)), None)
+    return lax.scan(add, zeros, micro)[0]
+
+
+def _average(task: Task, state: State) -> State:
+    """Move each exponential moving average toward its network.
+
+    The decay warms up as min(decay, (1 + t) / (10 + t)), so that a short run's average is not its
+    start.
+    """
+    t = state.step.astype(jnp.float32)
+    ema = {}
+    for name, decay in task.average.items():
+        d = jnp.minimum(decay, (1 + t) / (10 + t))
+        now = {"params": state.params[name], "stats": state.stats.get(name, {})}
+        ema[name] = jax.tree.map(lambda a, x, d=d: d * a + (1 - d) * x, state.ema[name], now)
+    return state._replace(ema=ema)
+
+
+def _mean(total: Array, weight: Array, finite: Array) -> Mean:
+    return Mean(jnp.where(finite, total, 0.0), jnp.where(finite, weight, 0.0))
+
+
+def _check(out: Out, shape: tuple[int, ...]) -> None:
+    """Hold law 2: values and weights are (b,), the loss in float32."""
+    chex.assert_shape([out.loss, out.weight, *out.metrics.values()], shape)
+    chex.assert_type(out.loss, jnp.float32)
