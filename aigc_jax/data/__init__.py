@@ -1,0 +1,1 @@
+"""Host side: sources, transforms, addressed batches."""

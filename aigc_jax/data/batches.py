@@ -1,0 +1,234 @@
+"""Batches addressed by (seed, step): any step, in any order, on any number of processes."""
+
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from aigc_jax.data.sources import Examples, Source
+from aigc_jax.data.transforms import Address, Transform
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """An endless sequence of batches, `batches[step]`. Made by `batches`.
+
+    Attributes:
+        source: where the examples are read.
+        batch: examples a step, over all processes.
+        seed: of the order and of random transforms.
+        transform: applied to each batch of raw examples, or None.
+        process: which process this is, of how many.
+    """
+
+    source: Source
+    batch: int
+    seed: int
+    transform: Transform | None
+    process: tuple[int, int]
+
+    def positions(self, step: int) -> np.ndarray:
+        """Return the (b / processes,) int64 places in the stream of this process' share."""
+        if step < 0:
+            raise IndexError(f"step={step} must be at least 0")
+        rank, count = self.process
+        share = self.batch // count
+        return int(step) * self.batch + rank * share + np.arange(share, dtype=np.int64)
+
+    def index(self, step: int) -> np.ndarray:
+        """Return which (b / processes,) examples of the source this process reads at a step."""
+        n = len(self.source)
+        positions = self.positions(step)
+        start, stop = int(positions[0]), int(positions[-1]) + 1
+        return np.concatenate(
+            [
+                _order(n, self.seed, epoch)[max(start - epoch * n, 0) : stop - epoch * n]
+                for epoch in range(start // n, (stop - 1) // n + 1)
+            ]
+        ).astype(np.int64)
+
+    def __getitem__(self, step: int) -> Examples:
+        """Return this process' share of the batch of a step."""
+        examples = self.source.read(self.index(step))
+        if self.transform is None:
+            return examples
+        return self.transform(examples, Address(self.seed, self.positions(step)))
+
+
+def batches(
+    source: Source,
+    batch: int,
+    seed: int,
+    *,
+    transform: Transform | None = None,
+    process: tuple[int, int] | None = None,
+) -> Batches:
+    """Divide a source into shuffled batches that are functions of (seed, step).
+
+    The stream of a seed is one permutation of the source after another, a fresh one each epoch;
+    step s reads its positions s · batch to (s + 1) · batch − 1. So a batch may straddle two epochs,
+    every example is seen exactly once an epoch, and training resumes anywhere by naming the step.
+    `batch` may exceed the source: then a step takes more than an epoch.
+
+    Args:
+        source: where examples are read.
+        batch: examples a step, over all processes.
+        seed: of the order and of random transforms, at least 0.
+        transform: applied to each batch of raw examples.
+        process: (index, count); this process reads the index-th of count equal blocks of each
+            batch. By default as `jax.distributed` numbers it.
+
+    Raises:
+        ValueError: the source is empty, `batch` or `seed` is out of range, or `batch` does not
+            divide over the processes.
+
+    Example:
+        >>> from aigc_jax.data.sources import arrays
+        >>> images = {"image": np.zeros((10, 2, 2, 1), np.uint8), "label": np.arange(10)}
+        >>> stream = batches(arrays(images, images).train, batch=5, seed=0, process=(0, 1))
+        >>> sorted(int(i) for step in (0, 1) for i in stream[step]["label"])
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+    if process is None:
+        process = (jax.process_index(), jax.process_count())
+    rank, count = process
+    if not 0 <= rank < count:
+        raise ValueError(f"process={process} must be (index, count) with 0 <= index < count")
+    if batch < 1 or batch % count:
+        raise ValueError(f"batch={batch} must be a positive multiple of the {count} processes")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be at least 0")
+    if not len(source):
+        raise ValueError("source is empty; it must hold at least one example")
+    return Batches(source, batch, seed, transform, process)
+
+
+_shuffling = threading.Lock()  # so that prefetching threads do not all shuffle the same epoch
+
+
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    with _shuffling:
+        return _permutation(n, seed, epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    places = np.arange(n, dtype=np.uint32 if n <= 2**32 else np.int64)
+    np.random.default_rng([seed, epoch]).shuffle(places)
+    return places
+
+
+def prefetch(
+    batches: Batches, start: int = 0, *, workers: int = 0, depth: int = 4
+) -> Generator[tuple[int, Examples], None, None]:
+    """Iterate over (step, batch) from a step on, preparing batches ahead of the consumer.
+
+    They are the batches that indexing gives, in the same order, whoever prepares them. Threads
+    suffice for sources in memory, and go far with large images, which Pillow decodes outside the
+    interpreter's lock; worker processes use every core, and take some seconds to start. An error in
+    preparing a batch is raised where that batch is awaited. Closing the iterator ends threads and
+    workers. A script that uses workers must guard its entry by `if __name__ == "__main__"`.
+
+    Args:
+        batches: what to iterate over, by `batches[step]`.
+        start: the first step.
+        workers: processes that prepare batches, by grain; 0 uses threads of this one.
+        depth: batches prepared ahead, by each worker if there are any.
+
+    Raises:
+        ValueError: `workers`, `depth` or `start` is out of range.
+    """
+    for name, value, least in (("start", start, 0), ("workers", workers, 0), ("depth", depth, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")
+    if workers:
+        return _by_processes(batches, start, workers, depth)
+    return _by_threads(batches, start, depth)
+
+
+def _by_threads(
+    batches: Batches, start: int, depth: int
+) -> Generator[tuple[int, Examples], None, None]:
+    pool = ThreadPoolExecutor(depth, "prefetch")
+    try:
+        ahead = deque(pool.submit(batches.__getitem__, start + i) for i in range(depth))
+        for step in itertools.count(start):
+            batch = ahead.popleft().result()
+            ahead.append(pool.submit(batches.__getitem__, step + depth))
+            yield step, batch
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _From:
+    """The batches from a step on, as the finite sequence that grain asks for."""
+
+    def __init__(self, batches: Batches, start: int):
+        self.batches = batches
+        self.start = start
+
+    def __len__(self) -> int:
+        return sys.maxsize - self.start
+
+    def __getitem__(self, index: int) -> Examples:
+        return self.batches[self.start + index]
+
+
+def _by_processes(
+    batches: Batches, start: int, workers: int, depth: int
+) -> Generator[tuple[int, Examples], None, None]:
+    import grain
+    from absl import flags
+
+    if (
+        not flags.FLAGS.is_parsed()
+    ):  # grain reads its options there, whatever parsed our command line
+        flags.FLAGS.mark_as_parsed()
+    iterator = iter(
+        grain.MapDataset.source(_From(batches, start))
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+        .mp_prefetch(
+            grain.MultiprocessingOptions(workers, per_worker_buffer_size=depth), _settle_worker
+        )
+    )
+    try:
+        yield from zip(itertools.count(start), iterator)
+    finally:
+        iterator.close()
+
+
+def _settle_worker(index: int, count: int) -> None:
+    """Make a worker leave Ctrl-C to its parent, and end when its parent has, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow():
+        if parent is not None:
+            parent.join()
+            os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def whole(source: Source, transform: Transform | None = None) -> Examples:
+    """Read a whole source, in its own order, under a transform that draws nothing at random.
+
+    Example:
+        >>> from aigc_jax.data.sources import digits
+        >>> from aigc_jax.data.transforms import normalise
+        >>> whole(digits().test, normalise)["image"].shape[1:]
+        (8, 8, 1)
+    """
+    places = np.arange(len(source))
+    examples = source.read(places)
+    return examples if transform is None else transform(examples, Address(0, places))

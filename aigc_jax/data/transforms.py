@@ -1,0 +1,146 @@
+"""Transforms of a batch of raw examples on the host, in plain NumPy.
+
+A transform is `(examples, address) -> examples`. Those that draw at random draw from the address
+alone, so that an example is treated alike however the batch it sits in is divided.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from aigc_jax.data.sources import Examples
+
+
+class Address(NamedTuple):
+    """Where examples stand in the endless stream of a seed.
+
+    Attributes:
+        seed: of the stream.
+        position: (b,) int64, step · batch + place in the whole batch.
+    """
+
+    seed: int
+    position: np.ndarray
+
+
+Transform = Callable[[Examples, Address], Examples]
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Apply transforms from left to right."""
+
+    def apply(examples: Examples, address: Address) -> Examples:
+        for transform in transforms:
+            examples = transform(examples, address)
+        return examples
+
+    return apply
+
+
+def normalise(examples: Examples, address: Address | None = None) -> Examples:
+    """Take `image` from uint8 to float32 in [−1, 1]: x / 127.5 − 1.
+
+    Example:
+        >>> normalise({"image": np.array([[[[0], [255]]]], np.uint8)})["image"].ravel().tolist()
+        [-1.0, 1.0]
+    """
+    image = np.divide(examples["image"], np.float32(127.5), dtype=np.float32)
+    image -= 1
+    return examples | {"image": image}
+
+
+def denormalise(image: np.ndarray) -> np.ndarray:
+    """Take images from [−1, 1] to uint8: round(127.5 (x + 1)), clipped to [0, 255].
+
+    Example:
+        >>> denormalise(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
+        [0, 0, 128, 255]
+    """
+    levels = np.asarray(image, np.float32) * np.float32(127.5) + np.float32(127.5)
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def pad(size: int, value: int = 0) -> Transform:
+    """Centre images in a square of `size` pixels a side, with a border of `value`.
+
+    Raises:
+        ValueError: an image is larger than `size`.
+    """
+
+    def apply(examples: Examples, address: Address | None = None) -> Examples:
+        image = examples["image"]
+        b, h, w, c = image.shape
+        if max(h, w) > size:
+            raise ValueError(f"pad size={size} must be at least the image's side, {max(h, w)}")
+        top, left = (size - h) // 2, (size - w) // 2
+        padded = np.full((b, size, size, c), value, image.dtype)
+        padded[:, top : top + h, left : left + w] = image  # (b, h, w, c) -> (b, size, size, c)
+        return examples | {"image": padded}
+
+    return apply
+
+
+def resize(size: int) -> Transform:
+    """Scale uint8 images to `size` pixels a side (Lanczos), centre-cropping what is not square."""
+
+    def apply(examples: Examples, address: Address | None = None) -> Examples:
+        from PIL import Image, ImageOps
+
+        image = examples["image"]
+        b, h, w, c = image.shape
+        if (h, w) == (size, size):
+            return examples
+        resized = [
+            np.asarray(
+                ImageOps.fit(
+                    Image.fromarray(each[..., 0] if c == 1 else each),  # Pillow's grey is (h, w)
+                    (size, size),
+                    Image.Resampling.LANCZOS,
+                )
+            )
+            for each in image
+        ]
+        return examples | {"image": np.stack(resized).reshape(b, size, size, c)}
+
+    return apply
+
+
+def over_white(examples: Examples, address: Address | None = None) -> Examples:
+    """Lay RGBA images over white: round(α rgb + (1 − α) 255), (b, h, w, 4) -> (b, h, w, 3).
+
+    Images without an alpha channel pass unchanged.
+    """
+    image = examples["image"]
+    if image.shape[-1] != 4:
+        return examples
+    alpha = image[..., 3:].astype(np.uint16)
+    rgb = (image[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return examples | {"image": rgb.astype(np.uint8)}
+
+
+def flip(examples: Examples, address: Address) -> Examples:
+    """Mirror each image left to right with probability ½, by its address alone."""
+    image = examples["image"].copy()
+    mirrored = random_bits(address, "flip") >> np.uint64(63) == 1
+    image[mirrored] = image[mirrored][:, :, ::-1]
+    return examples | {"image": image}
+
+
+def random_bits(address: Address, name: str) -> np.ndarray:
+    """Return (b,) uint64 random bits, each from the seed, the name and its own position alone.
+
+    The counter-based generator SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom
+    number generators", 2014, figure 16), started at a hash of the seed and the name.
+    """
+    seed = np.array([address.seed], np.uint64)
+    start = _splitmix64(_splitmix64(seed) ^ np.uint64(zlib.crc32(name.encode())))
+    return _splitmix64(start + address.position.astype(np.uint64))
+
+
+def _splitmix64(count: np.ndarray) -> np.ndarray:
+    z = count * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

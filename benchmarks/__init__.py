@@ -1,0 +1,1 @@
+"""Throughput of the input, of a training step and of sampling: `python -m benchmarks.NAME`."""

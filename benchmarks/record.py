@@ -1,0 +1,51 @@
+"""Results as JSON, with what is needed to compare and to repeat them."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
+    """Write `<name>.json`: the rows, and the hardware, versions, command and date they came of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    record = {
+        "hardware": hardware(),
+        "versions": {"python": platform.python_version()}
+        | {each: importlib.metadata.version(each) for each in ("jax", "numpy", "flax", "optax")},
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "rows": rows,
+    }
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def hardware() -> dict[str, Any]:
+    """Describe the processor, how many of its cores this process may use, and JAX's devices."""
+    models = [
+        line.split(":", 1)[1].strip()
+        for line in _cpuinfo().splitlines()
+        if line.startswith("model name")
+    ]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = jax.devices()
+    return {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": cores,
+        "devices": [f"{device.platform} {device.device_kind}" for device in devices],
+    }
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
