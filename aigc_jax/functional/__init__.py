@@ -1,0 +1,1 @@
+"""Array mathematics of the papers, free of Flax: schedules, forward processes, losses."""
