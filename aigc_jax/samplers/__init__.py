@@ -1,0 +1,1 @@
+"""Samplers: one `lax.scan` each, over a callable. They never see a model."""
