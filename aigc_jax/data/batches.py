@@ -1,5 +1,6 @@
 """Batches addressed by (seed, step): any step, in any order, on any number of processes."""
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -29,6 +30,7 @@ class Batches:
         seed: of the order and of random transforms.
         transform: applied to each batch of raw examples, or None.
         process: which process this is, of how many.
+        workers: processes that prepare batches ahead in `stream`; 0 uses threads.
     """
 
     source: Source
@@ -36,6 +38,7 @@ class Batches:
     seed: int
     transform: Transform | None
     process: tuple[int, int]
+    workers: int = 0
 
     def positions(self, step: int) -> np.ndarray:
         """Return the (b / processes,) int64 places in the stream of this process' share."""
@@ -64,6 +67,12 @@ class Batches:
             return examples
         return self.transform(examples, Address(self.seed, self.positions(step)))
 
+    def stream(self, start: int = 0) -> Generator[Examples, None, None]:
+        """Iterate over batches from a step on, prepared ahead by this source's `workers`."""
+        with contextlib.closing(prefetch(self, start, workers=self.workers)) as ahead:
+            for _, batch in ahead:
+                yield batch
+
 
 def batches(
     source: Source,
@@ -72,6 +81,7 @@ def batches(
     *,
     transform: Transform | None = None,
     process: tuple[int, int] | None = None,
+    workers: int = 0,
 ) -> Batches:
     """Divide a source into shuffled batches that are functions of (seed, step).
 
@@ -87,6 +97,8 @@ def batches(
         transform: applied to each batch of raw examples.
         process: (index, count); this process reads the index-th of count equal blocks of each
             batch. By default as `jax.distributed` numbers it.
+        workers: processes that prepare batches ahead in training, where they are decoded as they
+            are read; 0 uses threads.
 
     Raises:
         ValueError: the source is empty, `batch` or `seed` is out of range, or `batch` does not
@@ -110,7 +122,7 @@ def batches(
         raise ValueError(f"seed={seed} must be at least 0")
     if not len(source):
         raise ValueError("source is empty; it must hold at least one example")
-    return Batches(source, batch, seed, transform, process)
+    return Batches(source, batch, seed, transform, process, workers)
 
 
 _shuffling = threading.Lock()  # so that prefetching threads do not all shuffle the same epoch
