@@ -1,0 +1,67 @@
+"""Attention, through `jax.nn.dot_product_attention` so that a GPU gets its fused kernel."""
+
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from aigc_jax.nn.norm import group_norm
+
+
+def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
+    """Attend from queries to keys and values: softmax(q kᵀ / √d) v (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q: (b, t, heads, d).
+        k: (b, s, heads, d).
+        v: (b, s, heads, d).
+        **kwargs: `bias`, `mask`, `is_causal`, … of `jax.nn.dot_product_attention`.
+
+    Returns:
+        (b, t, heads, d).
+    """
+    chex.assert_rank([q, k, v], 4)
+    chex.assert_equal_shape([k, v])
+    kernel = fused_kernel(jax.default_backend(), q.dtype, q.shape[-1])
+    return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **kwargs)
+
+
+def fused_kernel(backend: str, dtype: Any, head_channels: int) -> Literal["cudnn"] | None:
+    """Return "cudnn" where its kernel applies: a GPU, 16-bit floats, heads of up to 128 channels.
+
+    >>> fused_kernel("gpu", jnp.bfloat16, 64), fused_kernel("gpu", jnp.float32, 64)
+    ('cudnn', None)
+    """
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    fits = head_channels % 8 == 0 and head_channels <= 128
+    return "cudnn" if backend == "gpu" and half and fits else None
+
+
+class ImageAttention(nn.Module):
+    """Residual self-attention over the pixels of an image (Ho et al. 2020, appendix B).
+
+    Attributes:
+        head_channels: channels of a head; None is one head.
+        dtype: of the computation.
+    """
+
+    head_channels: int | None = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map (b, h, w, c) to (b, h, w, c)."""
+        b, h, w, c = x.shape
+        d = self.head_channels or c
+        y = group_norm(c, self.dtype)(x).reshape(b, h * w, c)  # (b, h, w, c) -> (b, h*w, c)
+        q, k, v = (
+            nn.DenseGeneral((c // d, d), dtype=self.dtype, name=name)(y)  # -> (b, h*w, heads, d)
+            for name in ("query", "key", "value")
+        )
+        y = attend(q, k, v)
+        zeros = nn.initializers.zeros  # the block starts as the identity
+        y = nn.DenseGeneral(c, (-2, -1), dtype=self.dtype, kernel_init=zeros, name="out")(y)
+        return x + y.reshape(b, h, w, c)  # (b, h*w, c) -> (b, h, w, c)

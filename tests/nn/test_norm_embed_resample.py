@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.norm import group_norm
+from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
+
+# Normalisation
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"),
+    [(512, 32), (128, 32), (64, 16), (32, 8), (16, 4), (8, 2), (4, 1), (3, 1), (1, 1), (100, 25)],
+)
+def test_groups(channels, groups):
+    assert group_norm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize("channels", [6, 36, 132, 130, 7, 320])
+def test_groups_divide_any_number_of_channels(channels):
+    groups = group_norm(channels).num_groups
+    assert channels % groups == 0 and groups <= 32
+    assert channels / groups >= 4 or groups == 1
+
+
+def test_each_group_is_normalised():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (2, 4, 4, 8)).astype(np.float32)
+    y, _ = group_norm(8).init_with_output(jax.random.key(0), x)
+    groups = np.asarray(y, np.float64).reshape(2, 16, 2, 4)
+    np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.var((1, 3)), 1, atol=1e-4)
+
+
+def test_statistics_are_taken_in_float32():
+    # Whole numbers about 128 are exact in bfloat16; their squares and sums are not.
+    x = 128.0 + np.random.default_rng(0).integers(-2, 3, (1, 16, 16, 4))
+    y, variables = group_norm(4, jnp.bfloat16).init_with_output(
+        jax.random.key(0), jnp.asarray(x, jnp.bfloat16)
+    )
+    assert y.dtype == jnp.bfloat16
+    assert {p.dtype for p in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    expected = (x - x.mean()) / x.std()
+    np.testing.assert_allclose(np.asarray(y, np.float32), expected, atol=0.02)
+
+
+# Embedding
+
+
+def test_sinusoidal_is_sines_then_cosines_of_geometric_wavelengths():
+    t, channels, longest = np.array([0.0, 1.0, 2.5, 999.0]), 8, 100.0
+    frequency = [longest ** -(i / 3) for i in range(4)]  # 1 down to 1/longest
+    angle = np.outer(t, frequency)
+    expected = np.concatenate([np.sin(angle), np.cos(angle)], 1)
+    result = sinusoidal(jnp.asarray(t), channels, longest)
+    np.testing.assert_allclose(result, expected, atol=2e-4)
+    assert result.dtype == jnp.float32
+
+
+def test_sinusoidal_tells_the_steps_of_ddpm_apart():
+    embedded = np.asarray(sinusoidal(jnp.arange(1000), 32))
+    apart = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1)
+    assert apart[~np.eye(1000, dtype=bool)].min() > 0.5
+
+
+@pytest.mark.parametrize("channels", [0, 2, 7])
+def test_sinusoidal_needs_an_even_number_of_channels(channels):
+    with pytest.raises(ValueError, match=f"channels={channels} must be even and at least 4"):
+        sinusoidal(jnp.zeros(1), channels)
+
+
+def test_sinusoidal_takes_times_by_example():
+    with pytest.raises(AssertionError, match="rank"):
+        sinusoidal(jnp.zeros(()), 4)
+
+
+# Resampling
+
+X = np.random.default_rng(1).normal(size=(2, 4, 6, 3)).astype(np.float32)
+
+
+def test_upsample_repeats_pixels():
+    assert (np.asarray(upsample(X)) == X.repeat(2, 1).repeat(2, 2)).all()
+
+
+def test_downsample_averages_pixels():
+    corners = [X[:, i::2, j::2].astype(np.float64) for i in (0, 1) for j in (0, 1)]
+    np.testing.assert_allclose(downsample(X), np.mean(corners, 0), atol=1e-6)
+
+
+def test_downsample_undoes_upsample():
+    np.testing.assert_allclose(downsample(upsample(X)), X, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_depth_to_space_undoes_space_to_depth(p):
+    folded = space_to_depth(X, p)
+    assert folded.shape == (2, 4 // p, 6 // p, 3 * p * p)
+    assert (np.asarray(depth_to_space(folded, p)) == X).all()
+
+
+def test_space_to_depth_folds_whole_patches():
+    folded = np.asarray(space_to_depth(X, 2))
+    assert (folded[1, 0, 2] == X[1, 0:2, 4:6].ravel()).all()
+    other_way = depth_to_space(jnp.asarray(folded), 2)
+    assert (np.asarray(space_to_depth(other_way, 2)) == folded).all()
+
+
+@pytest.mark.parametrize(
+    "change", [upsample, downsample, lambda x: space_to_depth(x, 2), lambda x: depth_to_space(x, 2)]
+)
+def test_resampling_takes_images(change):
+    with pytest.raises(AssertionError, match="rank"):
+        change(jnp.zeros((4, 4, 4)))
+
+
+@pytest.mark.parametrize("change", [downsample, lambda x: space_to_depth(x, 2)])
+def test_odd_sizes_are_refused(change):
+    with pytest.raises(TypeError, match="reshape"):
+        change(jnp.zeros((1, 5, 4, 1)))
