@@ -1,0 +1,180 @@
+"""The U-Net of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from aigc_jax.nn.attention import ImageAttention
+from aigc_jax.nn.conv import Conv
+from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.norm import group_norm
+from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
+
+ddpm_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
+zeros = nn.initializers.zeros
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions around an embedding, with a skip.
+
+    Attributes:
+        channels: of the output.
+        dropout: probability, before the second convolution.
+        scale_shift: the embedding scales and shifts the second normalisation (ADM), not only adds
+            (DDPM).
+        resample: `upsample` or `downsample`, applied to both branches (ADM's up and down blocks).
+        dtype: of the computation.
+    """
+
+    channels: int
+    dropout: float = 0.0
+    scale_shift: bool = False
+    resample: Any = None
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
+        """Map (b, h, w, c) and an embedding (b, e) to (b, h', w', channels)."""
+        conv = lambda name, init: Conv(
+            self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=name
+        )
+        dense = lambda name, d: nn.Dense(d, dtype=self.dtype, kernel_init=ddpm_init, name=name)
+        change = self.resample or (lambda x: x)
+
+        y = nn.silu(group_norm(x.shape[-1], self.dtype, name="norm1")(x))
+        y = conv("conv1", ddpm_init)(change(y))
+        emb = dense("embed", self.channels * (1 + self.scale_shift))(nn.silu(emb))
+        emb = emb[:, None, None, :]  # (b, e) -> (b, 1, 1, e)
+        norm2 = group_norm(self.channels, self.dtype, name="norm2")
+        if self.scale_shift:
+            scale, shift = jnp.split(emb, 2, -1)
+            y = norm2(y) * (1 + scale) + shift
+        else:
+            y = norm2(y + emb)
+        y = nn.Dropout(self.dropout)(nn.silu(y), deterministic=not train)
+        y = conv("conv2", zeros)(y)  # the block starts as its skip
+
+        x = change(x)
+        if x.shape[-1] != self.channels:
+            x = dense("skip", self.channels)(x)  # a 1×1 convolution
+        return x + y
+
+
+class UNet(nn.Module):
+    """A denoiser of images, conditioned on time and, if `classes`, on a label.
+
+    The defaults are DDPM's for 32×32 images: 35.7 M parameters. `scale_shift`, `resample_blocks`
+    and `head_channels=64` make it ADM's.
+
+    Attributes:
+        channels: at the first level.
+        multipliers: of the channels, by level; each further level halves the resolution.
+        blocks: residual blocks a level on the way down; one more on the way up.
+        attention: image heights (after patching) at which blocks attend.
+        head_channels: channels of an attention head; None is one head.
+        dropout: probability.
+        classes: number of labels; 0 is unconditional. Label `classes` means none.
+        out_channels: of the output, by default the input's; twice that where a variance is learned.
+        patch: fold p×p pixels into channels at the entrance and back at the exit, which makes the
+            network p² times cheaper (Hoogeboom et al. 2023, §3.3).
+        scale_shift: see `ResidualBlock`.
+        resample_blocks: change the resolution in residual blocks (ADM), not by convolutions (DDPM).
+        remat: recompute blocks on the way back instead of storing their activations.
+        dtype: of the computation; parameters stay float32.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (16,)
+    head_channels: int | None = None
+    dropout: float = 0.1
+    classes: int = 0
+    out_channels: int | None = None
+    patch: int = 1
+    scale_shift: bool = False
+    resample_blocks: bool = False
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, xt: Array, t: Array, label: Array | None = None, *, train: bool = False
+    ) -> Array:
+        """Denoise a batch of images.
+
+        Args:
+            xt: (b, h, w, c) noisy images.
+            t: (b,) times, in steps.
+            label: (b,) integers in [0, classes]; `classes` means none, as does None.
+            train: whether dropout is live; it then needs the `dropout` key.
+
+        Returns:
+            (b, h, w, out_channels) float32: what the task's parametrization says it is.
+
+        Raises:
+            ValueError: h or w is not a multiple of patch · 2^(levels − 1), or a label is given to
+                an unconditional network.
+        """
+        b, h, w, c = xt.shape
+        factor = self.patch * 2 ** (len(self.multipliers) - 1)
+        if h % factor or w % factor:
+            raise ValueError(f"images of {h}×{w} do not divide by {factor}, as this U-Net needs")
+        if label is not None and not self.classes:
+            raise ValueError("a label was given to a U-Net with classes=0")
+
+        block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        options = {"dropout": self.dropout, "scale_shift": self.scale_shift, "dtype": self.dtype}
+        conv = lambda d, name, **kw: Conv(d, (3, 3), dtype=self.dtype, name=name, **kw)
+        dense = lambda name: nn.Dense(
+            4 * self.channels, dtype=self.dtype, kernel_init=ddpm_init, name=name
+        )
+
+        emb = dense("time2")(nn.silu(dense("time1")(sinusoidal(t, self.channels))))  # (b, e)
+        if self.classes:
+            label = jnp.full((b,), self.classes) if label is None else label
+            emb += nn.Embed(self.classes + 1, emb.shape[-1], dtype=self.dtype, name="label")(label)
+
+        def stage(x: Array, d: int, name: str) -> Array:
+            x = block(d, name=name, **options)(x, emb, train)
+            if x.shape[1] in self.attention:
+                x = ImageAttention(self.head_channels, self.dtype, name=f"{name}_attention")(x)
+            return x
+
+        def change(x: Array, how: Any, name: str) -> Array:
+            d = x.shape[-1]
+            if self.resample_blocks:
+                return block(d, resample=how, name=name, **options)(x, emb, train)
+            if how is downsample:
+                return conv(d, name, strides=(2, 2), kernel_init=ddpm_init)(x)
+            return conv(d, name, kernel_init=ddpm_init)(how(x))
+
+        x = space_to_depth(xt, self.patch)
+        x = conv(self.channels, "conv_in", kernel_init=ddpm_init)(x)
+        skips = [x]
+        last = len(self.multipliers) - 1
+        for level, multiplier in enumerate(self.multipliers):
+            for i in range(self.blocks):
+                x = stage(x, multiplier * self.channels, f"down{level}_{i}")
+                skips.append(x)
+            if level < last:
+                x = change(x, downsample, f"down{level}_resample")
+                skips.append(x)
+
+        x = block(x.shape[-1], name="middle1", **options)(x, emb, train)
+        x = ImageAttention(self.head_channels, self.dtype, name="middle_attention")(x)
+        x = block(x.shape[-1], name="middle2", **options)(x, emb, train)
+
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for i in range(self.blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], -1)
+                x = stage(x, multiplier * self.channels, f"up{level}_{i}")
+            if level > 0:
+                x = change(x, upsample, f"up{level}_resample")
+
+        x = nn.silu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
+        out = (self.out_channels or c) * self.patch**2
+        x = Conv(out, (3, 3), dtype=jnp.float32, kernel_init=zeros, name="conv_out")(x)
+        return depth_to_space(x, self.patch)
