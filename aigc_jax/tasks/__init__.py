@@ -1,0 +1,1 @@
+"""Families, one a file: each builds a `Task`."""

@@ -1,0 +1,75 @@
+"""Classification: the judge of generated images is itself a task, trained by the same loop."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+
+from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
+
+
+def classifier(
+    network: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    smoothing: float = 0.0,
+    decay: float = 0.999,
+) -> Task:
+    """Make the task of classifying images by cross-entropy.
+
+    Batches hold `image` (b, h, w, c) in [−1, 1] and `label` (b,). Its `sample` classifies the
+    images of its `cond`.
+
+    Args:
+        network: `(image, *, train, axis) -> (logits, features)`, such as `models.convnet.ConvNet`.
+        tx: the optimiser.
+        smoothing: of the labels (Szegedy et al. 2016, §7), in [0, 1).
+        decay: of the exponential moving average of weights and batch statistics.
+
+    Returns:
+        The task, of one network and one phase, both named `classifier`.
+
+    Raises:
+        ValueError: `smoothing` is outside [0, 1).
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing={smoothing} must be in [0, 1)")
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        variables = network.init(key, batch["image"])
+        return {"classifier": variables["params"]}, {"classifier": variables.get("batch_stats", {})}
+
+    def apply(params: Any, stats: Any, image: Array, **kwargs: Any) -> Any:
+        variables = {"params": params["classifier"], "batch_stats": stats["classifier"]}
+        return network.apply(variables, image, **kwargs)
+
+    def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
+        (logits, _), updated = apply(
+            params,
+            stats,
+            batch["image"],
+            train=mode.train,
+            axis=mode.axis,
+            mutable=["batch_stats"],
+            rngs={"dropout": keys[0]},
+        )
+        label = batch["label"]
+        target = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], smoothing)
+        right = (logits.argmax(-1) == label).astype(jnp.float32)
+        return Out(
+            loss=optax.softmax_cross_entropy(logits, target),
+            weight=jnp.ones(label.shape),
+            stats={"classifier": updated.get("batch_stats", {})},
+            metrics={"accuracy": right},
+        )
+
+    def sample(params: Any, stats: Any, keys: Array, cond: Batch) -> dict[str, Array]:
+        if "image" not in cond:
+            raise ValueError("a classifier samples labels of images: its cond must hold `image`")
+        logits, features = apply(params, stats, cond["image"])
+        return {"label": logits.argmax(-1), "logits": logits, "features": features}
+
+    phase = Phase("classifier", ("classifier",), loss, tx)
+    return Task(init, (phase,), sample, average={"classifier": decay})
