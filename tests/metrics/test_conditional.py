@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from aigc_jax.core.types import Model
+from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
+from aigc_jax.metrics.judge import Judge
+
+RNG = np.random.default_rng(0)
+LEVELS = np.array([-0.8, 0.0, 0.8], np.float32)
+
+
+def images(label):
+    """Class k is grey level k, with a little noise: four pixels, so that covariances exist."""
+    noise = RNG.normal(0, 0.05, (len(label), 2, 2, 1))
+    return (LEVELS[label][:, None, None, None] + noise).astype(np.float32)
+
+
+def classes(image):
+    return np.abs(image.mean((1, 2, 3))[:, None] - LEVELS).argmin(1)
+
+
+JUDGE = Judge(lambda x: x.reshape(len(x), -1), classes, "grey", 0.9)
+TRAIN, TEST = (images(np.repeat(np.arange(3), n)) for n in (100, 50))
+
+
+def model(draw):
+    return Model({}, {}, draw)
+
+
+def test_a_perfect_model_scores_as_real_data_does():
+    scores = evaluate_classes(
+        model(lambda n, cond, **_: images(cond["label"])),
+        JUDGE,
+        TRAIN,
+        TEST,
+        classes=3,
+        per_class=40,
+    )
+    assert scores["agreement_grey/120-ema"] == 1
+    assert scores["entropy_grey/120-ema"] == pytest.approx(np.log(3))
+    assert scores["recall_grey/test-120-ema"] > 0.8
+    assert scores["judge_accuracy_grey/test-150"] == 0.9
+    assert scores["fcd_grey/test-120-ema"] < 0.05
+
+
+def test_a_model_that_ignores_the_label_is_found_out():
+    stuck = model(lambda n, cond, **_: images(np.zeros(n, int)))
+    scores = evaluate_classes(stuck, JUDGE, TRAIN, TEST, classes=3, per_class=40)
+    assert scores["agreement_grey/120-ema"] == pytest.approx(1 / 3)
+    assert scores["classes_grey/120-ema"] == 1
+    assert scores["recall_grey/test-120-ema"] < 0.5
+    assert scores["fcd_grey/test-120-ema"] > 1
+
+
+def test_options_reach_the_sampler():
+    seen = {}
+
+    def draw(n, cond, **options):
+        seen.update(options)
+        return images(cond["label"])
+
+    evaluate_classes(model(draw), JUDGE, TRAIN, TEST, classes=3, per_class=10, seed=5, steps=7)
+    assert seen == {"seed": 5, "steps": 7}
+
+
+def test_pictures_have_a_row_a_class_and_samples_beside_their_neighbours():
+    exact = {k: TRAIN[k * 100 : k * 100 + 4] for k in range(3)}
+    drawn = model(lambda n, cond, **_: np.concatenate([exact[k] for k in range(3)]))
+    pictures = picture_classes(drawn, TRAIN, classes=3, columns=4, scale=2)
+    assert pictures["samples"].shape == (3 * (4 + 2) + 2, 4 * (4 + 2) + 2, 3)
+    grid = pictures["neighbours"]
+    # Each sample is a training image: its nearest neighbour, after the double gap, is itself.
+    left, right = grid[2:6, 2:6], grid[2:6, 10:14]
+    np.testing.assert_array_equal(left, right)
