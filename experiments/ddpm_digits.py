@@ -1,0 +1,65 @@
+"""Class-conditional DDPM on scikit-learn's 8×8 digits: the demo.
+
+aigc train ddpm_digits
+"""
+
+import functools
+
+import optax
+
+from aigc_jax.core.types import Experiment, Model
+from aigc_jax.data.batches import batches, whole
+from aigc_jax.data.sources import digits
+from aigc_jax.data.transforms import normalise
+from aigc_jax.functional.schedules import cosine
+from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
+from aigc_jax.metrics.judge import train_judge
+from aigc_jax.models.unet import UNet
+from aigc_jax.tasks.diffusion import diffusion
+from experiments.classifier_digits import classifier_digits
+
+
+def ddpm_digits(
+    *,
+    batch: int = 64,
+    channels: int = 32,
+    learning_rate: float = 2e-3,
+    dropout: float = 0.0,
+    guidance: float = 1.25,
+) -> Experiment:
+    """Draw 8×8 digits of a class asked for (DDPM, 50 steps of DDIM).
+
+    Args:
+        batch: examples a step.
+        channels: of the U-Net.
+        learning_rate: after 100 steps of warm-up.
+        dropout: probability.
+        guidance: scale of classifier-free guidance in sampling.
+    """
+    data = digits()
+    shape = (8, 8, 1)
+    denoiser = UNet(channels, (1, 1), 1, attention=(4,), dropout=dropout, classes=10)
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adam(optax.linear_schedule(0.0, learning_rate, 100)),
+    )
+    task = diffusion(denoiser, cosine(), tx, shape=shape, classes=10, kind="v", decay=0.998)
+
+    def evaluate(model: Model) -> dict[str, float]:
+        train, test = whole(data.train, normalise), whole(data.test, normalise)
+        judge = train_judge(classifier_digits, test, name="digits")
+        return evaluate_classes(model, judge, train["image"], test["image"], classes=10)
+
+    def picture(model: Model) -> dict:
+        train = whole(data.train, normalise)["image"]
+        return picture_classes(model, train, classes=10, scale=4)
+
+    return Experiment(
+        task=task._replace(sample=functools.partial(task.sample, guidance=guidance)),
+        data=lambda seed: batches(data.train, batch, seed, transform=normalise),
+        steps=2000,
+        batch=batch,
+        evaluate=evaluate,
+        picture=picture,
+        classes=data.classes,
+    )

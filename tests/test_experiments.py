@@ -1,0 +1,85 @@
+"""Every experiment is as CONTRIBUTING says, and the embedded ones train."""
+
+import ast
+import importlib
+import inspect
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aigc_jax.core.types import Experiment
+from aigc_jax.train.identity import digest, identify
+from aigc_jax.train.loop import fit
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+EMBEDDED = ["classifier_digits", "ddpm_digits"]
+
+
+def load(name):
+    package = sys.modules.setdefault("experiments", types.ModuleType("experiments"))
+    package.__path__ = [str(FOLDER)]
+    return getattr(importlib.import_module(f"experiments.{name}"), name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_with_its_command_and_takes_documented_keywords(name):
+    tree = ast.parse((FOLDER / f"{name}.py").read_text())
+    assert f"aigc train {name}" in ast.get_docstring(tree)
+    function = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name)
+    assert not function.args.args and not function.args.posonlyargs
+    documented = ast.get_docstring(function)
+    for argument in function.args.kwonlyargs:
+        assert f"{argument.arg}:" in documented, f"{argument.arg} is not documented"
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_experiments_build_addressed_batches(name):
+    experiment = load(name)()
+    assert isinstance(experiment, Experiment)
+    batch = experiment.data(0)[3]
+    assert batch["image"].shape == (experiment.batch, 8, 8, 1)
+    assert batch["image"].dtype == np.float32
+    assert -1 <= batch["image"].min() < batch["image"].max() <= 1
+    np.testing.assert_array_equal(batch["label"], experiment.data(0)[3]["label"])
+
+
+def test_the_demo_learns(tmp_path):
+    make = load("ddpm_digits")
+    small = {"channels": 8, "batch": 16}
+    experiment = make(**small)._replace(evaluate=None, picture=None)
+    identity = identify(make, **small)
+    fit(experiment, tmp_path, identity=identity, steps=30, log_every=10)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["denoiser/loss"] for line in lines if "denoiser/loss" in line]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["classifier_mnist", "ddpm_mnist"])
+def test_mnist_experiments_read_mnist(name):
+    experiment = load(name)()
+    batch = experiment.data(0)[0]
+    assert batch["image"].shape == (experiment.batch, 28, 28, 1)
+    assert experiment.classes[0].startswith("0")
+
+
+@pytest.mark.real_data
+def test_cifar_experiment_reads_colour_images():
+    experiment = load("ddpm_cifar10")(data="cifar10_jpeg", classes=10)
+    batch = experiment.data(0)[0]
+    assert batch["image"].shape == (128, 32, 32, 3)
+    assert experiment.classes[0] == "airplane"
+
+
+def test_an_identity_holds_defaults_and_changes_with_them():
+    make = load("ddpm_digits")
+    identity = identify(make, guidance=3.0)
+    defaults = {n: p.default for n, p in inspect.signature(make).parameters.items()}
+    assert identity == {"experiment": "ddpm_digits", "arguments": defaults | {"guidance": 3.0}}
+    assert digest(identity) != digest(identify(make))
+    assert digest(identity) == digest(identify(make, guidance=3.0))
