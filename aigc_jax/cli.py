@@ -1,0 +1,406 @@
+"""The command line: train, sample, evaluate, list.
+
+Nothing is configured here. Every flag is a keyword-only parameter of some function: of the command
+below, of `train.loop.fit`, of an experiment, of a task's sampler; its help is that function's
+docstring. JAX is imported by the commands that compute, so that help and lists are quick.
+"""
+
+import json
+import linecache
+import math
+import os
+import re
+import shlex
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import aigc_jax
+from aigc_jax import runs
+from aigc_jax.flags import Group, flags_of, instead, parse
+
+if TYPE_CHECKING:
+    from aigc_jax.core.types import Experiment
+
+HELP = """\
+usage: aigc COMMAND ...
+
+Train generative models, draw from them, measure them.
+
+  aigc train EXPERIMENT [flags]    train, or go on with a run that was stopped
+  aigc sample RUN [flags]          draw from a trained model, into a picture or an .npz
+  aigc evaluate RUN [flags]        measure a trained model
+  aigc list                        show the experiments and the runs that are here
+
+EXPERIMENT is a name or a file; RUN is a directory, or its name under runs/.
+Each has flags of its own: aigc train EXPERIMENT --help, aigc sample RUN --help.
+
+  --version      print the version
+  --traceback    show where an error came from (or set AIGC_TRACEBACK=1)
+"""
+
+USAGE = {
+    "train": "name an experiment first: aigc train EXPERIMENT [flags]; aigc list shows them",
+    "sample": "name a run first: aigc sample RUN [flags]; aigc list shows them",
+    "evaluate": "name a run first: aigc evaluate RUN [flags]; aigc list shows them",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        words: the command line after `aigc`; that of this process by default.
+
+    Returns:
+        0; 1 if it failed; 2 if it was asked for what cannot be; 128 + n if signal n stopped it.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    show = os.environ.get("AIGC_TRACEBACK", "0") not in ("", "0") or "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _warn(message)
+        try:
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:
+            # The reader has left, as `head` does; without this, Python would complain at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except Exception as error:
+            if show or (explained := _explain(error, words)) is None:
+                raise
+            message, code = explained
+            _say(f"aigc: error: {_one_line(message)}")
+            return code
+
+
+def _dispatch(words: list[str]) -> int:
+    command, *rest = words or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"aigc_jax {aigc_jax.__version__}")
+        return 0
+    if command == "list":
+        if rest:
+            raise ValueError(f"aigc list takes no arguments, got {rest[0]!r}")
+        return _list()
+    commands = {"train": _train, "sample": _sample, "evaluate": _evaluate}
+    if command not in commands:
+        raise ValueError(f"no command {command!r}{instead(command, [*commands, 'list'])}")
+    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
+        raise ValueError(USAGE[command])
+    return commands[command](rest)
+
+
+# Commands
+
+
+def _train(words: list[str]) -> int:
+    name, *rest = words
+    file = None if name in ("-h", "--help") else runs.find_experiment(name)
+    from aigc_jax.train.loop import fit
+
+    loop = Group("training", fit, less=("identity",))
+    if file is None:
+        parse("aigc train EXPERIMENT", [name], train, loop)
+        return 0
+    make = runs.import_experiment(file)
+    prog = f"aigc train {shlex.quote(name)}"
+    own, arguments, options = parse(prog, rest, train, Group("experiment", make), loop)
+    return train(file, make, arguments, options, **own)
+
+
+def train(
+    file: Path,
+    make: Callable[..., Any],
+    arguments: dict[str, Any],
+    options: dict[str, Any],
+    *,
+    out: Path | None = None,
+    distributed: bool = False,
+) -> int:
+    """Train an experiment; the same command goes on with a run that was stopped.
+
+    An experiment has flags of its own besides: aigc train EXPERIMENT --help.
+
+    Args:
+        file: where the experiment is defined.
+        make: what makes it.
+        arguments: of `make`.
+        options: of `train.loop.fit`.
+        out: the run's directory; runs/EXPERIMENT if not given.
+        distributed: join the other processes of this job, as its environment describes them.
+    """
+    import jax
+
+    from aigc_jax.train.identity import identify
+    from aigc_jax.train.loop import fit
+
+    began = time.perf_counter()
+    runs.start_jax(distributed)
+    out = out or runs.RUNS / file.stem
+    if (out / "experiment.json").exists():
+        runs.read_record(out)
+    experiment = runs.make_experiment(make, arguments)
+    identity = identify(make, **arguments)
+    # Where the run finds its experiment again, if both are moved together or neither is.
+    identity["file"] = Path(os.path.relpath(file, out.resolve())).as_posix()
+    result = fit(experiment, out, identity=identity, **options)
+    if result.signal is not None:
+        return 128 + result.signal
+    if jax.process_index() == 0:
+        size = sum(leaf.size for leaf in jax.tree.leaves(result.model.params))
+        print(
+            f"\n{file.stem}: {size:,} parameters, step {result.step}, "
+            f"in {_duration(time.perf_counter() - began)}"
+        )
+        if result.metrics:
+            print()
+            _print_scores(result.metrics)
+        print()
+        _print_rows(runs.list_files(out, result.step))
+        ideas = [(f"the same command with --steps {2 * result.step}", "trains on from here")]
+        if experiment.evaluate:
+            ideas.insert(0, (f"aigc evaluate {runs.shown(out)} --json", ""))
+        if experiment.picture:
+            ideas.insert(0, (f"aigc sample {runs.shown(out)}{_tempting(experiment)}", ""))
+        print("\ntry next")
+        _print_rows(ideas)
+    return 0
+
+
+def _sample(words: list[str]) -> int:
+    name, *rest = words
+    if name in ("-h", "--help"):
+        parse("aigc sample RUN", [name], sample)
+    run = runs.open_run(name)
+    sampler = Group("sampler", run.experiment.task.sample)
+    own, options = parse(f"aigc sample {shlex.quote(name)}", rest, sample, sampler)
+    return sample(run, options, **own)
+
+
+def sample(
+    run: runs.Run,
+    options: dict[str, Any],
+    *,
+    n: int | None = None,
+    label: tuple[str, ...] = (),
+    seed: int = 0,
+    which: Literal["latest", "best"] = "latest",
+    columns: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Draw from a trained model, and print the path of the file made.
+
+    A run has its sampler's flags besides: aigc sample RUN --help.
+
+    Args:
+        run: what was trained.
+        options: of its task's sampler.
+        n: how many to draw; 10 of each label but at most 100, or 64 where there are no labels.
+        label: names or numbers of classes, drawn in turn; all if none is given.
+        seed: of the noise; sample i depends on it and i alone.
+        which: the latest checkpoint, or the one that its evaluation found best.
+        columns: images a row.
+        out: a .png for a grid of images, or an .npz for the arrays; by default a .png in the
+            run's samples/ that is named after the options.
+    """
+    import numpy as np
+
+    from aigc_jax.metrics.pictures import image_grid, save_png
+
+    labels = runs.class_numbers(run, label)
+    n = (min(10 * len(labels), 100) if labels else 64) if n is None else n
+    for name, value in (("n", n), ("columns", columns)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if out is not None and out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out must end in .png or .npz, got {str(out)!r}")
+    cond = {"label": np.resize(np.array(labels, np.int32), n)} if labels else {}
+    model, step = runs.restore(run, which, _warn)
+
+    began = time.perf_counter()
+    _say(f"drawing {n} samples of {runs.shown(run.path)} at step {step}")
+    samples = model.draw(n, cond, seed=seed, **options)
+    if out is None:
+        defaults = {flag.name: flag.default for flag in flags_of(run.experiment.task.sample)}
+        chosen = {"n": n, "label": ",".join(label), "seed": seed, "columns": columns} | {
+            name: value for name, value in options.items() if value != defaults[name]
+        }
+        out = run.path / "samples" / f"{_name(f'drawn-{step:06}', chosen)}.png"
+    if out.suffix == ".npz":
+        arrays = samples if isinstance(samples, dict) else {"samples": samples}
+        runs.save_npz(out, {**cond, **arrays})
+    else:
+        shape = getattr(samples, "shape", None)
+        if shape is None or len(shape) != 4 or shape[-1] not in (1, 3):
+            raise ValueError(
+                f"the samples of {runs.shown(run.path)} are not images; --out FILE.npz keeps them"
+            )
+        few = 1 < len(labels) <= 10
+        wide = min(n, columns or (len(labels) if few else 10 if labels else math.isqrt(n - 1) + 1))
+        # As large as can be looked at.
+        save_png(out, image_grid(samples, wide, scale=max(1, 64 // max(shape[1:3]))))
+    _say(f"done in {_duration(time.perf_counter() - began)}")
+    print(out)
+    return 0
+
+
+def _evaluate(words: list[str]) -> int:
+    name, *rest = words
+    if name in ("-h", "--help"):
+        parse("aigc evaluate RUN", [name], evaluate)
+    [own] = parse(f"aigc evaluate {shlex.quote(name)}", rest, evaluate)
+    return evaluate(runs.open_run(name), **own)
+
+
+def evaluate(
+    run: runs.Run, *, json: bool = False, which: Literal["latest", "best"] = "latest"
+) -> int:
+    """Measure a trained model, and keep the result in the run as evaluation.json.
+
+    Args:
+        run: what was trained.
+        json: print the result as JSON, and nothing else, to standard output.
+        which: the latest checkpoint, or the one that its evaluation found best; its result is kept
+            as evaluation-best.json.
+    """
+    if run.experiment.evaluate is None:
+        raise ValueError(f"{run.record['experiment']} has no evaluation")
+    model, step = runs.restore(run, which, _warn)
+    began = time.perf_counter()
+    _say(f"evaluating {runs.shown(run.path)} at step {step}")
+    scores = {name: float(value) for name, value in run.experiment.evaluate(model).items()}
+    _say(f"done in {_duration(time.perf_counter() - began)}")
+    text = _to_json({"step": step, **scores})
+    path = run.path / ("evaluation.json" if which == "latest" else f"evaluation-{which}.json")
+    runs.write_whole(path, lambda partial: partial.write_text(text + "\n"))
+    if json:
+        print(text)
+    else:
+        _print_scores(scores)
+        print(f"\n{path}")
+    return 0
+
+
+def _list() -> int:
+    print("experiments")
+    _print_rows(runs.describe_experiments() or [("none in ./experiments",)])
+    found = [(runs.shown(path), *runs.progress(path)) for path in runs.find_runs()]
+    print("\nruns")
+    _print_rows(found or [("none in ./runs; aigc train EXPERIMENT makes one",)])
+    return 0
+
+
+# What is said
+
+
+def _explain(error: Exception, words: list[str]) -> tuple[str, int] | None:
+    """Return a message and an exit code, if an error is the user's and not a bug."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
+        less = "; take a smaller batch, or --accumulate 2" if words[:1] == ["train"] else ""
+        return f"out of memory{less}: {text.partition('RESOURCE_EXHAUSTED: ')[2] or text}", 1
+    if isinstance(error, OSError):
+        if error.strerror and error.filename:
+            text = f"{error.filename}: {error.strerror}"
+        return text or type(error).__name__, 1
+    if isinstance(error, ValueError | RuntimeError) and _is_deliberate(error):
+        return text, 2 if isinstance(error, ValueError) else 1
+    return None
+
+
+def _is_deliberate(error: Exception) -> bool:
+    """Return whether a `raise` of this package or of an experiment made an error, to be read."""
+    if error.__traceback__ is None:
+        return False
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    module = frame.f_globals.get("__name__", "").partition(".")[0]
+    source = linecache.getline(frame.f_code.co_filename, line).lstrip()
+    return module in ("aigc_jax", "experiments") and source.startswith("raise")
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _warn(message: object) -> None:
+    _say(f"aigc: warning: {_one_line(message)}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{seconds / 60:.1f} min"
+
+
+def _tempting(experiment: "Experiment") -> str:
+    """Return flags of `aigc sample` that show what it can do: a class, and an option doubled."""
+    flags = ""
+    if classes := experiment.classes:
+        flags += f" --label {shlex.quote(classes[3 % len(classes)])}"
+    for flag in flags_of(experiment.task.sample):
+        if isinstance(flag.default, float) and flag.default:
+            return f"{flags} --{flag.name.replace('_', '-')} {2 * flag.default:g}"
+    return flags
+
+
+def _name(stem: str, chosen: dict[str, Any]) -> str:
+    """Name a file after what was chosen, so that other choices do not overwrite it."""
+    said = [f"{name}={value}" for name, value in chosen.items() if value not in (None, "")]
+    return re.sub(r"[^\w.,=+-]+", "_", "-".join([stem, *said]))[:200]
+
+
+def _print_scores(scores: dict[str, float]) -> None:
+    """Print scores in a table, each beside its floor if it has one."""
+    floors = {
+        name.replace("_floor/", "/").partition("/")[0]: value
+        for name, value in scores.items()
+        if "_floor/" in name
+    }
+    say = lambda value: "nan" if value is None else f"{value:.4g}"
+    rows = [("metric", "value", "floor" if floors else "")]
+    for name, value in scores.items():
+        if "_floor/" not in name:
+            stem = name.partition("/")[0]
+            rows.append((name, say(value), say(floors[stem]) if stem in floors else ""))
+    _print_rows(rows)
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2), pad_edge=True)
+    for i in range(max(map(len, rows))):
+        table.add_column(overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 1000  # a line is one line to what reads it
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    # JSON has no NaN; null is what its readers take for one.
+    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+    return json.dumps(finite, indent=2)
