@@ -1,0 +1,108 @@
+"""The same seed trains the same model, however a batch is split: one row a family."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from aigc_jax.core.keys import stream
+from aigc_jax.core.parallel import make_mesh, put_batch, put_state
+from aigc_jax.core.types import State, Task
+from aigc_jax.functional import schedules
+from aigc_jax.models.convnet import ConvNet
+from aigc_jax.models.unet import UNet
+from aigc_jax.tasks.classifier import classifier
+from aigc_jax.tasks.diffusion import diffusion
+from aigc_jax.train.compile import jit_step, pmap_step
+from aigc_jax.train.step import init, make_step
+
+SEED, STEPS, BATCH = 3, 6, 8
+
+
+def diffusion_task() -> Task:
+    network = UNet(8, (1,), 1, attention=(4,), classes=3, dropout=0.0, patch=2)
+    return diffusion(network, schedules.linear(), optax.sgd(0.1), shape=(8, 8, 1), classes=3)
+
+
+def classifier_task() -> Task:
+    return classifier(ConvNet(3, channels=(8,), features=8, dropout=0.0), optax.sgd(0.1))
+
+
+TASKS = {"diffusion": diffusion_task, "classifier": classifier_task}
+# BatchNorm sees microbatches one by one, so accumulation inherently changes it.
+ACCUMULATES = {"diffusion"}
+
+
+def batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    image = rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32)
+    return {"image": image, "label": rng.integers(0, 3, BATCH, np.int32)}
+
+
+def train(task: Task, start: State, layout: str) -> tuple[State, list]:
+    state = jax.tree.map(jnp.asarray, start)
+    if layout == "pmap4":
+        step, put = pmap_step(task, seed=SEED), lambda x: x
+    else:
+        devices = jax.devices()[: 4 if layout in ("jit4", "fsdp4", "accumulate2x4") else 1]
+        mesh = make_mesh(devices, fsdp=4 if layout == "fsdp4" else 1)
+        accumulate = 2 if layout.startswith("accumulate2") else 1
+        step, put = (
+            jit_step(task, mesh, seed=SEED, accumulate=accumulate),
+            lambda x: put_batch(x, mesh),
+        )
+        state = put_state(state, mesh)
+    history = []
+    for i in range(STEPS):
+        state, metrics = step(state, put(batch(i)))
+        history.append(metrics)
+    if layout == "fsdp4":
+        sharded = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
+        assert len(sharded) > len(jax.tree.leaves(state.params)) / 2
+    return jax.device_get(state), jax.device_get(history)
+
+
+@functools.cache
+def start(name: str) -> State:
+    task = TASKS[name]()
+    state = jax.jit(lambda key, batch: init(task, key, batch))(stream(SEED, "init"), batch(0))
+    return jax.device_get(state)
+
+
+@functools.cache
+def reference(name: str) -> tuple[State, list]:
+    return train(TASKS[name](), start(name), "jit1")
+
+
+@pytest.mark.parametrize("layout", ["jit4", "pmap4", "fsdp4", "accumulate2", "accumulate2x4"])
+@pytest.mark.parametrize("name", TASKS)
+def test_layout_does_not_matter(name, layout):
+    if layout.startswith("accumulate2") and name not in ACCUMULATES:
+        pytest.skip("batch statistics are inherently per microbatch")
+    state, metrics = train(TASKS[name](), start(name), layout)
+    expected, expected_metrics = reference(name)
+    chex.assert_trees_all_close(state, expected, atol=1e-4, rtol=0)
+    chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-4, rtol=1e-4)
+    assert state.step == STEPS
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_step_traces_once_and_donates(name):
+    task = TASKS[name]()
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(make_step(task, seed=SEED), n=1), donate_argnums=0)
+    state = jax.tree.map(jnp.asarray, start(name))
+    first = jax.tree.leaves(state.params)[0]
+    batches = [jax.device_put(batch(i)) for i in range(2)]
+    with jax.transfer_guard("disallow"):
+        for one in batches:
+            state, metrics = step(state, one)
+    assert first.is_deleted()
+    assert all(
+        jnp.isfinite(m.total)
+        for m in jax.tree.leaves(metrics, is_leaf=lambda x: hasattr(x, "total"))
+    )
