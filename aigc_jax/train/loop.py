@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import math
 import os
 import signal
 import threading
@@ -309,11 +310,14 @@ class _Run(NamedTuple):
     def conclude(self, state: State) -> dict[str, float]:
         """Look a last time, unless that is what the run has come to already."""
         record, step = self.out / "evaluation.json", int(state.step)
-        if record.exists() and (held := _read_json(record)).pop("step") == step:
-            return held
+        with contextlib.suppress(OSError, ValueError):  # absent or damaged: it is made anew
+            if (held := _read_json(record)).pop("step", None) == step:
+                return {name: math.nan if v is None else v for name, v in held.items()}
         scores = self.look(state, evaluate=True, picture=True)
         if jax.process_index() == 0:
-            _write_json(record, {"step": step, **scores})
+            # JSON has no NaN.
+            known = {name: None if math.isnan(v) else v for name, v in scores.items()}
+            _write_json(record, {"step": step, **known})
         return scores
 
     def _evaluate(self, state: State) -> dict[str, float]:
@@ -327,7 +331,8 @@ class _Run(NamedTuple):
             )
         step = int(state.step)
         self.log.write(step, {f"eval/{name}": value for name, value in scores.items()})
-        self.log.say(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        some = "  ".join(f"{k} {v:.4g}" for k, v in list(scores.items())[:3])
+        self.log.say(f"evaluated at step {step}: {some}" + "  …" * (len(scores) > 3))
         return scores
 
     def _picture(self, state: State) -> None:
@@ -520,16 +525,19 @@ def _check_batch(batch: int, devices: int, accumulate: int) -> None:
 
 
 def _refuse_changes(run: dict[str, Any], asked: dict[str, Any], out: Path) -> None:
-    """Hold that two identities are one, but for the version that wrote them."""
+    """Hold that two identities are one, whatever version wrote them and wherever their file is."""
     run, asked = _flat(run), _flat(asked)
     changes = [
         f"{name}: run has {run.get(name, 'nothing')}, asked {asked.get(name, 'nothing')}"
         for name in [*run, *(asked.keys() - run.keys())]
         # By their text, in which NaN is itself.
-        if name != "version" and repr(run.get(name)) != repr(asked.get(name))
+        if name not in ("version", "file") and repr(run.get(name)) != repr(asked.get(name))
     ]
     if changes:
-        raise ValueError(f"{out} holds a run with other arguments: {'; '.join(changes)}")
+        raise ValueError(
+            f"{out} holds a run with other arguments: {'; '.join(changes)}; "
+            "give the run's own, or another directory"
+        )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
