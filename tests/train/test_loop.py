@@ -150,7 +150,8 @@ def test_other_arguments_are_refused_by_name(whole: tuple[Path, Result]) -> None
         train(whole[0], identity=other, seed=1)
     assert str(error.value) == (
         f"{whole[0]} holds a run with other arguments: lr: run has 0.05, asked 0.1; "
-        "width: run has 8, asked nothing; seed: run has 0, asked 1; depth: run has nothing, asked 2; "
+        "width: run has 8, asked nothing; seed: run has 0, asked 1; "
+        "depth: run has nothing, asked 2; "
         "give the run's own, or another directory"
     )
     # The checkpoints know as well, should the file be lost.
