@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,11 @@ SOLVERS = {
 }
 del SOLVERS["prior"]
 SPACINGS = {n.removesuffix("_times"): s for n, s in vars(schedules).items() if n.endswith("_times")}
-Solver = Literal[tuple(SOLVERS)]  # pyright: ignore[reportInvalidTypeForm]
-Spacing = Literal[tuple(SPACINGS)]  # pyright: ignore[reportInvalidTypeForm]
+if TYPE_CHECKING:
+    Solver = Spacing = str
+else:
+    Solver = Literal[tuple(SOLVERS)]
+    Spacing = Literal[tuple(SPACINGS)]
 
 
 def diffusion(
@@ -93,7 +96,7 @@ def diffusion(
             dropped = uniform(fold(keys, 2)) < drop_label
             label = jnp.where(dropped, classes, batch["label"])
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        output = denoiser.apply(
+        output: Any = denoiser.apply(
             {"params": params["denoiser"]},
             f.diffuse(x0, eps, alpha, sigma),
             t.astype(jnp.float32),
@@ -207,7 +210,7 @@ def predictor(
     if label is None and scale != 1:
         raise ValueError(f"guidance={scale} needs a label to guide to")
 
-    def network(xt: Array, t: Array, label: Array | None) -> Array:
+    def network(xt: Array, t: Array, label: Array | None) -> Any:
         return denoiser.apply({"params": params["denoiser"]}, xt, t, label, train=False)
 
     output: Callable[[Array, Array], Array] = lambda xt, t: network(xt, t, None)
