@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import math
 import os
 import sys
 import types
@@ -255,9 +256,9 @@ def progress(path: Path) -> tuple[str, str]:
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((path / "evaluation.json").read_text())
     said = [
-        f"{name} {value:.4g}"
+        f"{name} {math.nan if value is None else value:.4g}"  # JSON has no NaN
         for name, value in values.items()
-        if name != "step" and "_floor/" not in name and isinstance(value, float | int)
+        if name != "step" and "_floor/" not in name
     ]
     return f"step {max(steps, default=0)}", "  ".join(said[:3])
 

@@ -53,7 +53,7 @@ def test_the_demo_learns(tmp_path):
     small = {"channels": 8, "batch": 16}
     experiment = make(**small)._replace(evaluate=None, picture=None)
     identity = identify(make, **small)
-    fit(experiment, tmp_path, identity=identity, steps=30, log_every=10)
+    fit(experiment, tmp_path, identity=identity, steps=90, log_every=30)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [line["denoiser/loss"] for line in lines if "denoiser/loss" in line]
     assert losses[-1] < 0.9 * losses[0]

@@ -55,7 +55,9 @@ class ImageAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Map (b, h, w, c) to (b, h, w, c)."""
         b, h, w, c = x.shape
-        d = self.head_channels or c
+        d = c if self.head_channels is None else self.head_channels
+        if d < 1 or c % d:
+            raise ValueError(f"head_channels={d} must divide the {c} channels")
         y = group_norm(c, self.dtype)(x).reshape(b, h * w, c)  # (b, h, w, c) -> (b, h*w, c)
         q, k, v = (
             nn.DenseGeneral((c // d, d), dtype=self.dtype, name=name)(y)  # -> (b, h*w, heads, d)

@@ -37,8 +37,8 @@ def conv_general_dilated(
     runs.
     """
     dilation = (*(lhs_dilation or ()), *(rhs_dilation or ()))
-    rewritable = lhs.ndim == 4 and feature_group_count == 1 and set(dilation) <= {1}
-    if rewritable and jax.default_backend() == "cpu" and jax.device_count() == 1:
+    plain = set(dilation) <= {1} and feature_group_count == 1 and not any(kwargs.values())
+    if plain and _of_images(lhs, rhs, dimension_numbers) and _on_one_cpu():
         size, kernel, strides = lhs.shape[1:3], rhs.shape[:2], tuple(window_strides)
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(size, kernel, strides, padding)
@@ -54,6 +54,16 @@ def conv_general_dilated(
         feature_group_count=feature_group_count,
         **kwargs,
     )
+
+
+def _of_images(lhs: Array, rhs: Array, dimension_numbers: Any) -> bool:
+    """Return whether a convolution is over two axes, and its channels come last."""
+    numbers = functools.partial(lax.conv_dimension_numbers, lhs.shape, rhs.shape)
+    return lhs.ndim == 4 and numbers(dimension_numbers) == numbers(NHWC)
+
+
+def _on_one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)

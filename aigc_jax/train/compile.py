@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.parallel import BATCH, Rule, largest_axis, shardings
 from aigc_jax.core.types import Batch, State, Task
@@ -36,7 +37,7 @@ def jit_step(task: Task, mesh: Mesh, rule: Rule = largest_axis, **options: Any) 
     Returns:
         `(state, batch) -> (state, metrics)`; the state is donated.
     """
-    step = make_step(task, **options)
+    step = make_step(_gathered(task, mesh), **options)
 
     def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:
         state, metrics = step(state, batch)
@@ -75,7 +76,7 @@ def jit_sample(task: Task, mesh: Mesh, **options: Any) -> Callable[..., Any]:
 
     def sample(params: Any, stats: Any, keys: jax.Array, cond: Batch) -> Any:
         keys, cond = lax.with_sharding_constraint((keys, cond), NamedSharding(mesh, BATCH))
-        return task.sample(params, stats, keys, cond, **options)
+        return _gathered(task, mesh).sample(params, stats, keys, cond, **options)
 
     return jax.jit(sample)
 
@@ -94,6 +95,23 @@ def pmap_sample(task: Task, devices: list[Any] | None = None, **options: Any) ->
         )  # (n, b/n, ...) -> (b, ...)
 
     return sample
+
+
+def _gathered(task: Task, mesh: Mesh) -> Task:
+    """Let losses and the sampler see whole parameters, however they are stored.
+
+    Left to itself the compiler would divide activations as it finds the weights divided, and
+    communicate activations in place of weights.
+    """
+    whole = NamedSharding(mesh, P())
+
+    def gather(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, *rest, **options: function(
+            lax.with_sharding_constraint(params, whole), *rest, **options
+        )
+
+    phases = tuple(phase._replace(loss=gather(phase.loss)) for phase in task.phases)
+    return task._replace(phases=phases, sample=gather(task.sample))
 
 
 def _per_device(batch: Any, n: int) -> Any:

@@ -80,8 +80,19 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
         `skipped` (1 on a step whose update was dropped); all weigh 0 on a step a phase sits out.
 
     Raises:
-        ValueError: `accumulate` does not divide the batch (at trace time).
+        ValueError: a number of the task or `accumulate` makes no sense; or, when the step is
+            traced, `accumulate` does not divide the batch.
     """
+    if accumulate < 1:
+        raise ValueError(f"accumulate={accumulate} must be at least 1")
+    for phase in task.phases:
+        if phase.every < 1:
+            raise ValueError(f"phase {phase.name!r}: every={phase.every} must be at least 1")
+        if phase.start < 0:
+            raise ValueError(f"phase {phase.name!r}: start={phase.start} must not be negative")
+    for name, decay in task.average.items():
+        if not 0 <= decay <= 1:
+            raise ValueError(f"average[{name!r}]={decay} must lie in [0, 1]")
     mode = Mode(train=True, axis=axis)
 
     def descend(phase: Phase, state: State, batch: Batch, index: Array) -> tuple[State, Metrics]:

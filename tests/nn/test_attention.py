@@ -125,9 +125,6 @@ def test_block_in_bfloat16_keeps_float32_weights():
 
 
 @pytest.mark.parametrize("head_channels", [3, 16])
-@pytest.mark.xfail(
-    strict=True, reason="not validated", raises=(pytest.fail.Exception, ZeroDivisionError)
-)
 def test_heads_must_divide_the_channels(head_channels):
     with pytest.raises(ValueError, match=rf"head_channels={head_channels} must divide .*8"):
         jax.eval_shape(ImageAttention(head_channels).init, jax.random.key(0), X)

@@ -178,7 +178,6 @@ def test_one_axis_runs_plain_lax(one_cpu_device):
 
 
 @pytest.mark.parametrize("options", [{"batch_group_count": 3}, {"dimension_numbers": None}])
-@pytest.mark.xfail(strict=True, reason="the rewriting ignores what it does not know")
 def test_no_option_is_ignored(options, one_cpu_device):
     options = {"dimension_numbers": NHWC, **options}
     x, kernel = jnp.ones((3, 3, 3, 3)), jnp.ones((3, 3, 3, 3)).at[0, 1, 2].set(2)

@@ -371,7 +371,6 @@ def test_names_must_be_right(phases, average, message):
         begin(make_task(*phases, average=average))
 
 
-@pytest.mark.xfail(strict=True, reason="not validated")
 @pytest.mark.parametrize(
     ("phase", "average", "accumulate", "message"),
     [
