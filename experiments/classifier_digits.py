@@ -16,7 +16,7 @@ from aigc_jax.tasks.classifier import classifier
 def classifier_digits(
     *,
     batch: int = 128,
-    decay_steps: int = 600,
+    decay_steps: int = 500,
     learning_rate: float = 2e-3,
     dropout: float = 0.3,
     smoothing: float = 0.1,

@@ -57,7 +57,7 @@ def ddpm_digits(
     return Experiment(
         task=task._replace(sample=functools.partial(task.sample, guidance=guidance)),
         data=lambda seed: batches(data.train, batch, seed, transform=normalise),
-        steps=2000,
+        steps=1500,
         batch=batch,
         evaluate=evaluate,
         picture=picture,
