@@ -1,6 +1,9 @@
 """Classify scikit-learn's 8×8 digits: the judge of `ddpm_digits`.
 
-aigc train classifier_digits
+    aigc train classifier_digits
+
+Hardware: 2 CPU cores. Time: half a minute.
+Score: 98.6 % right on the 360 held out
 """
 
 import optax
