@@ -190,6 +190,14 @@ def test_block_starts_as_its_skip(resample, scale_shift):
     assert (np.asarray(output) == np.asarray(expected)).all()
 
 
+@pytest.mark.parametrize(("resample", "side"), [(upsample, 8), (downsample, 2)])
+def test_block_changes_the_resolution_before_it_convolves(resample, side):
+    block, x = ResidualBlock(8, resample=resample), jnp.zeros((2, 4, 4, 8))
+    jaxpr = jax.make_jaxpr(lambda: block.init_with_output(KEY, x, jnp.ones((2, 8)), False)[0])()
+    sizes = re.findall(r":f32\[([^]]*)\] = conv_general_dilated", str(jaxpr))
+    assert sizes == [f"2,{side},{side},8"] * 2
+
+
 def test_scale_and_shift_act_on_the_normalised_features():
     # The embedding's first half scales about 1, its second shifts.
     block = ResidualBlock(4, scale_shift=True)
