@@ -62,6 +62,12 @@ def test_smoothing_must_be_less_than_all(smoothing):
         classifier(Table(), optax.sgd(0.1), smoothing=smoothing)
 
 
+def test_there_is_nothing_to_classify_without_images():
+    task, _ = evaluate()
+    with pytest.raises(ValueError, match="its cond must hold `image`"):
+        task.sample({}, {}, KEYS, {})
+
+
 def test_a_few_images_are_learned_by_heart():
     rng = np.random.default_rng(0)
     batch = {
