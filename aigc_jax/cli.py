@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import aigc_jax
 from aigc_jax import runs
+from aigc_jax.files import write_npz, write_png, write_text
 from aigc_jax.flags import Group, flags_of, instead, parse
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ Each has flags of its own: aigc train EXPERIMENT --help, aigc sample RUN --help.
 
   --version      print the version
   --traceback    show where an error came from (or set AIGC_TRACEBACK=1)
+
+Compiled programs are kept for the next run, in ~/.cache/aigc_jax: JAX_COMPILATION_CACHE_DIR names
+another directory, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
 """
 
 USAGE = {
@@ -99,7 +103,15 @@ def _dispatch(words: list[str]) -> int:
         raise ValueError(f"no command {command!r}{instead(command, [*commands, 'list'])}")
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise ValueError(USAGE[command])
+    _keep_programs()
     return commands[command](rest)
+
+
+def _keep_programs() -> None:
+    """Let JAX, which reads this when it is imported, find programs compiled by earlier commands."""
+    if "jax" not in sys.modules:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "aigc_jax"))
 
 
 # Commands
@@ -217,7 +229,7 @@ def sample(
     """
     import numpy as np
 
-    from aigc_jax.metrics.pictures import image_grid, save_png
+    from aigc_jax.metrics.pictures import image_grid
 
     labels = runs.class_numbers(run, label)
     n = (min(10 * len(labels), 100) if labels else 64) if n is None else n
@@ -240,7 +252,7 @@ def sample(
         out = run.path / "samples" / f"{_name(f'drawn-{step:06}', chosen)}.png"
     if out.suffix == ".npz":
         arrays = samples if isinstance(samples, dict) else {"samples": samples}
-        runs.save_npz(out, {**cond, **arrays})
+        write_npz(out, {**cond, **arrays})
     else:
         shape = getattr(samples, "shape", None)
         if shape is None or len(shape) != 4 or shape[-1] not in (1, 3):
@@ -250,7 +262,7 @@ def sample(
         few = 1 < len(labels) <= 10
         wide = min(n, columns or (len(labels) if few else 10 if labels else math.isqrt(n - 1) + 1))
         # As large as can be looked at.
-        save_png(out, image_grid(samples, wide, scale=max(1, 64 // max(shape[1:3]))))
+        write_png(out, image_grid(samples, wide, scale=max(1, 64 // max(shape[1:3]))))
     _say(f"done in {_duration(time.perf_counter() - began)}")
     print(out)
     return 0
@@ -284,7 +296,7 @@ def evaluate(
     _say(f"done in {_duration(time.perf_counter() - began)}")
     text = _to_json({"step": step, **scores})
     path = run.path / ("evaluation.json" if which == "latest" else f"evaluation-{which}.json")
-    runs.write_whole(path, lambda partial: partial.write_text(text + "\n"))
+    write_text(path, text + "\n")
     if json:
         print(text)
     else:

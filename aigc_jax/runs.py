@@ -296,31 +296,6 @@ def list_files(out: Path, step: int) -> list[tuple[str, str]]:
     ]
 
 
-# Files
-
-
-def save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays to an .npz file."""
-    import numpy as np
-
-    def save(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
-
-    write_whole(path, save)
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def shown(path: Path) -> str:
     """Return a path as a user would type it from here."""
     path = path.absolute()

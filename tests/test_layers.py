@@ -30,9 +30,10 @@ BELOW: dict[str, set[str]] = {
     "models": {"core", "functional", "samplers", "nn"},
     "tasks": {"core", "functional", "samplers", "nn", "models"},
     "data": {"core", "functional"},
-    "train": {"core", "functional"},
+    "files": set(),
+    "train": {"core", "functional", "files"},
     "metrics": {"core", "functional", "data", "train"},
-    "pretrained": {"core", "functional", "nn", "models"},
+    "pretrained": {"core", "functional", "nn", "models", "files"},
     "flags": set(),
     "runs": {"core", "train", "flags"},
 }

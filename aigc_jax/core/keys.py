@@ -15,7 +15,12 @@ def stream(seed: int, name: str) -> Array:
     """Return the key of a named stream of a seed: a phase's, the initialiser's, the sampler's.
 
     Streams are told apart by the checksum of their names, so adding one disturbs no other.
+
+    Raises:
+        ValueError: the seed is not in [0, 2³²), beyond which two seeds would share a key.
     """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must lie in [0, 2**32)")
     return jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), zlib.crc32(name.encode()))
 
 

@@ -10,8 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 Rule = Callable[[tuple[int, ...], Mesh], P]
 
-BATCH = P(("data", "fsdp"))  # a batch's leading axis is divided over every device
-
 
 def make_mesh(devices: list[Any] | None = None, fsdp: int = 1) -> Mesh:
     """Arrange devices as (data, fsdp): batches are divided over both, parameters over `fsdp`.
@@ -50,19 +48,29 @@ def put_state(state: Any, mesh: Mesh, rule: Rule = largest_axis) -> Any:
     return jax.device_put(state, shardings(state, mesh, rule))
 
 
-def put_batch(batch: Any, mesh: Mesh) -> Any:
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Return how a batch whose examples lie along an axis is divided over every device."""
+    return NamedSharding(mesh, P(*[None] * axis, ("data", "fsdp")))
+
+
+def put_batch(batch: Any, mesh: Mesh, axis: int = 0) -> Any:
     """Lay a batch over all devices of a mesh, from each process' own share of it.
+
+    Args:
+        batch: arrays of (b, ...); or of (k, b, ...), the batches of k steps, with `axis=1`.
+        mesh: of axes `data` and `fsdp`.
+        axis: that of the examples.
 
     Raises:
         ValueError: the batch does not divide over the devices.
     """
-    sharding = NamedSharding(mesh, BATCH)
+    sharding = batch_sharding(mesh, axis)
     local = len(sharding.addressable_devices)
 
     def put(x: Any) -> jax.Array:
-        if x.shape[0] % local:
+        if x.shape[axis] % local:
             raise ValueError(
-                f"a batch of {x.shape[0]} does not divide over {local} devices; "
+                f"a batch of {x.shape[axis]} does not divide over {local} devices; "
                 f"use a multiple of {local}"
             )
         return jax.make_array_from_process_local_data(sharding, x)

@@ -17,14 +17,15 @@ def batch_size(batch: Any) -> int:
     leaves = jax.tree_util.tree_leaves_with_path(batch)
     if not leaves:
         raise ValueError("the batch holds no arrays")
-    b = leaves[0][1].shape[0] if leaves[0][1].ndim else 0
+    lengths = [leaf.shape[0] for _, leaf in leaves if leaf.ndim]
     for path, leaf in leaves:
-        if leaf.ndim == 0 or leaf.shape[0] != b:
+        if leaf.ndim == 0 or leaf.shape[0] != lengths[0]:
             name = jax.tree_util.keystr(path)
+            wanted = f"({lengths[0]},)" if lengths else "the number of examples"
             raise ValueError(
-                f"batch{name} has shape {leaf.shape}; every leaf must lead with ({b},)"
+                f"batch{name} has shape {leaf.shape}; every leaf must lead with {wanted}"
             )
-    return b
+    return lengths[0]
 
 
 def expand(x: Array, ndim: int) -> Array:
@@ -35,9 +36,11 @@ def expand(x: Array, ndim: int) -> Array:
 
 def mean_flat(x: Array) -> Array:
     """Average over every axis but the first: (b, ...) -> (b,)."""
+    chex.assert_axis_dimension_gteq(x, 0, 0)
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def sum_flat(x: Array) -> Array:
     """Sum over every axis but the first: (b, ...) -> (b,)."""
+    chex.assert_axis_dimension_gteq(x, 0, 0)
     return jnp.sum(x, axis=tuple(range(1, x.ndim)))

@@ -1,7 +1,5 @@
-"""Samples to look at: grids, beside their nearest training images, and in files."""
+"""Samples to look at: in grids, and beside their nearest training images."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,33 +118,3 @@ def neighbour_grid(
     left = image_grid(samples, 1, pad=pad, scale=scale)
     right = image_grid(neighbours, index.shape[1], pad=pad, scale=scale)
     return np.concatenate([left, right], axis=1)
-
-
-def save_png(path: str | os.PathLike[str], image: Any) -> None:
-    """Write an image file whole or not at all, making its folder if there is none.
-
-    Args:
-        path: of the file; one already there is replaced.
-        image: (h, w) or (h, w, 1) grey, (h, w, 3) colour or (h, w, 4) with transparency; uint8.
-
-    Raises:
-        ValueError: the image has another shape or type.
-        OSError: the file cannot be written; the one already there stays.
-    """
-    from PIL import Image
-
-    image = np.asarray(image)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]  # (h, w, 1) -> (h, w)
-    if image.dtype != np.uint8 or not (image.ndim == 2 or image.shape[2:] in ((3,), (4,))):
-        raise ValueError(
-            f"image is {image.dtype} of shape {image.shape}; a PNG is uint8 of (h, w[, 1, 3 or 4])"
-        )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        Image.fromarray(image).save(partial, format="PNG")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

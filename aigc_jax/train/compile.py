@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.parallel import BATCH, Rule, largest_axis, shardings
+from aigc_jax.core.parallel import Rule, batch_sharding, largest_axis, shardings
 from aigc_jax.core.types import Batch, State, Task
 from aigc_jax.train.step import Metrics, Step, init, make_step
 
@@ -25,28 +26,35 @@ def jit_init(task: Task, mesh: Mesh, rule: Rule = largest_axis) -> Callable[...,
     return jax.jit(start)
 
 
-def jit_step(task: Task, mesh: Mesh, rule: Rule = largest_axis, **options: Any) -> Step:
+def jit_step(
+    task: Task, mesh: Mesh, rule: Rule = largest_axis, *, inner_steps: int = 1, **options: Any
+) -> Step:
     """Compile a step over a mesh: batches divided over both its axes, the state as the rule says.
 
     Args:
         task: the task.
         mesh: of axes `data` and `fsdp`; see `core.parallel.make_mesh`.
         rule: where each leaf of the state lives.
+        inner_steps: steps a call, as a `lax.scan`; see `Returns`.
         **options: those of `make_step`, less `axis`.
 
     Returns:
-        `(state, batch) -> (state, metrics)`; the state is donated.
+        `(state, batch) -> (state, metrics)`; the state is donated. With `inner_steps=k` over 1,
+        batches are (k, b, ...) and metrics (k,), those of each step.
     """
-    step = make_step(_gathered(task, mesh), **options)
+    step = make_step(_gathered(task, mesh, rule), **options)
 
     def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:
+        batch = lax.with_sharding_constraint(batch, batch_sharding(mesh))
         state, metrics = step(state, batch)
         return lax.with_sharding_constraint(state, shardings(state, mesh, rule)), metrics
 
-    return jax.jit(sharded, donate_argnums=0)
+    return jax.jit(_scanned(sharded, inner_steps), donate_argnums=0)
 
 
-def pmap_step(task: Task, devices: list[Any] | None = None, **options: Any) -> Step:
+def pmap_step(
+    task: Task, devices: list[Any] | None = None, *, inner_steps: int = 1, **options: Any
+) -> Step:
     """Compile a step with `pmap`: a replica of the state and a share of the batch on each device.
 
     The state it takes and returns is an ordinary one, with no device axis.
@@ -54,29 +62,44 @@ def pmap_step(task: Task, devices: list[Any] | None = None, **options: Any) -> S
     Args:
         task: the task.
         devices: those to use; this process' by default.
+        inner_steps: as of `jit_step`.
         **options: those of `make_step`, less `axis`.
 
     Returns:
-        `(state, batch) -> (state, metrics)`; the state is donated.
+        As `jit_step`.
     """
     devices = jax.local_devices() if devices is None else devices
     mapped = jax.pmap(
-        make_step(task, axis=AXIS, **options),
+        _scanned(make_step(task, axis=AXIS, **options), inner_steps),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=None,  # pyright: ignore[reportArgumentType]
         devices=devices,
         donate_argnums=0,
     )
-    return lambda state, batch: mapped(state, _per_device(batch, len(devices)))
+    # Where `mapped` leaves the state: one that starts there does not compile a second time.
+    where = NamedSharding(Mesh(np.array(devices), (AXIS,)), P())
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        if getattr(state.step, "sharding", None) != where:
+            state = jax.device_put(state, where)
+        return mapped(state, _per_device(batch, len(devices), axis=int(inner_steps > 1)))
+
+    return step
+
+
+def _scanned(step: Step, inner_steps: int) -> Step:
+    if inner_steps < 1:
+        raise ValueError(f"inner_steps={inner_steps} must be at least 1")
+    return step if inner_steps == 1 else lambda state, batch: lax.scan(step, state, batch)
 
 
 def jit_sample(task: Task, mesh: Mesh, **options: Any) -> Callable[..., Any]:
     """Compile `(params, stats, keys, cond) -> samples` over a mesh, under a task's own options."""
 
     def sample(params: Any, stats: Any, keys: jax.Array, cond: Batch) -> Any:
-        keys, cond = lax.with_sharding_constraint((keys, cond), NamedSharding(mesh, BATCH))
-        return _gathered(task, mesh).sample(params, stats, keys, cond, **options)
+        keys, cond = lax.with_sharding_constraint((keys, cond), batch_sharding(mesh))
+        return _gathered(task, mesh, largest_axis).sample(params, stats, keys, cond, **options)
 
     return jax.jit(sample)
 
@@ -97,27 +120,38 @@ def pmap_sample(task: Task, devices: list[Any] | None = None, **options: Any) ->
     return sample
 
 
-def _gathered(task: Task, mesh: Mesh) -> Task:
+def _gathered(task: Task, mesh: Mesh, rule: Rule) -> Task:
     """Let losses and the sampler see whole parameters, however they are stored.
 
     Left to itself the compiler would divide activations as it finds the weights divided, and
-    communicate activations in place of weights.
+    communicate activations in place of weights. The gradients come back divided, so that
+    accumulating them takes no more memory than the parameters do.
     """
-    whole = NamedSharding(mesh, P())
+
+    @jax.custom_vjp
+    def whole(params: Any) -> Any:
+        return lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
+
+    def backward(_: None, grads: Any) -> tuple[Any]:
+        return (lax.with_sharding_constraint(grads, shardings(grads, mesh, rule)),)
+
+    whole.defvjp(lambda params: (whole(params), None), backward)
 
     def gather(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda params, *rest, **options: function(
-            lax.with_sharding_constraint(params, whole), *rest, **options
-        )
+        return lambda params, *rest, **options: function(whole(params), *rest, **options)
 
     phases = tuple(phase._replace(loss=gather(phase.loss)) for phase in task.phases)
     return task._replace(phases=phases, sample=gather(task.sample))
 
 
-def _per_device(batch: Any, n: int) -> Any:
+def _per_device(batch: Any, n: int, axis: int = 0) -> Any:
+    """Give each of n devices its share of the examples, which lie along an axis."""
+
     def split(x: Any) -> Any:
-        if x.shape[0] % n:
-            raise ValueError(f"a batch of {x.shape[0]} does not divide over {n} devices")
-        return x.reshape(n, x.shape[0] // n, *x.shape[1:])  # (b, ...) -> (n, b/n, ...)
+        b = x.shape[axis]
+        if b % n:
+            raise ValueError(f"a batch of {b} does not divide over {n} devices")
+        # (b, ...) -> (n, b/n, ...), or (k, b, ...) -> (k, n, b/n, ...) -> (n, k, b/n, ...)
+        return x.reshape(*x.shape[:axis], n, b // n, *x.shape[axis + 1 :]).swapaxes(0, axis)
 
     return jax.tree.map(split, batch)

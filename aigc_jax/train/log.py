@@ -17,6 +17,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
+from aigc_jax.files import write_text
+
 FLUSH_SECONDS = 10.0
 
 
@@ -170,9 +172,7 @@ def _truncate(path: Path, start: int) -> None:
             continue
         if step <= start:
             kept.append(line + "\n")
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, "".join(kept))
 
 
 def _clock(seconds: float) -> str:

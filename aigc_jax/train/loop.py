@@ -4,23 +4,18 @@ import contextlib
 import functools
 import json
 import math
-import os
 import signal
-import threading
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from rich.console import Console
 
 import aigc_jax
@@ -28,18 +23,14 @@ from aigc_jax.core.keys import stream
 from aigc_jax.core.parallel import make_mesh, put_batch, shardings
 from aigc_jax.core.shapes import batch_size
 from aigc_jax.core.types import Experiment, Model, State
+from aigc_jax.files import write_json, write_png
 from aigc_jax.train.checkpoint import Checkpoints
-from aigc_jax.train.compile import AXIS, jit_init, jit_step, pmap_step
+from aigc_jax.train.compile import jit_init, jit_step, pmap_step
 from aigc_jax.train.log import Log
+from aigc_jax.train.meter import Meter
 from aigc_jax.train.model import Sampler, make_model, make_sampler
-from aigc_jax.train.step import Metrics, Step, averaged
-
-# Steps dispatched ahead of the last known to be finished: enough to hide the host.
-IN_FLIGHT = 4
-
-
-class Diverged(RuntimeError):
-    """Updates were dropped because they were not finite, too many in a row."""
+from aigc_jax.train.signals import Signals, Stop
+from aigc_jax.train.step import Step, averaged
 
 
 class Result(NamedTuple):
@@ -75,6 +66,7 @@ def fit(
     fsdp: int = 1,
     compiler: Literal["jit", "pmap"] = "jit",
     accumulate: int = 1,
+    inner_steps: int = 1,
     log_every: int = 50,
     save_every: int = 500,
     keep: int = 3,
@@ -97,6 +89,8 @@ def fit(
         fsdp: over how many devices each parameter is divided; 1 replicates, -1 means all.
         compiler: what compiles the step.
         accumulate: microbatches a step; more need less memory.
+        inner_steps: steps in one dispatch to the devices; more hide the host behind short steps.
+            Trains the same model, and stops for a signal only in between.
         log_every: steps between two lines of the log.
         save_every: steps between two checkpoints; evaluations and pictures save one besides.
         keep: how many of the latest checkpoints to keep; the best is kept besides.
@@ -117,6 +111,7 @@ def fit(
     at_least = {"steps": (total, 1), "accumulate": (accumulate, 1), "log_every": (log_every, 1)}
     at_least |= {"save_every": (save_every, 1), "keep": (keep, 1), "patience": (patience, 1)}
     at_least |= {"evaluate_every": (evaluate_every, 0), "picture_every": (picture_every, 0)}
+    at_least |= {"seed": (seed, 0), "inner_steps": (inner_steps, 1)}
     for name, (value, least) in at_least.items():
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
@@ -127,6 +122,11 @@ def fit(
             f"compiler='pmap' replicates the parameters over one process' devices; "
             f"fsdp={fsdp} on {jax.process_count()} processes needs compiler='jit'"
         )
+    periods = {"log_every": log_every, "save_every": save_every}
+    periods |= {"evaluate_every": evaluate_every, "picture_every": picture_every}
+    for name, value in periods.items():
+        if value % inner_steps:
+            raise ValueError(f"inner_steps={inner_steps} must divide {name}={value}")
     mesh = make_mesh(fsdp=fsdp)
     _check_batch(experiment.batch, mesh.size, accumulate)
 
@@ -135,7 +135,7 @@ def fit(
     # As JSON gives it back, so that a tuple and a list are one.
     identity = json.loads(json.dumps(identity | {"seed": seed}, default=str))
     with (
-        _Signals() as signals,
+        Signals() as signals,
         Checkpoints(out / "checkpoints", keep, experiment.best, report=tell) as checkpoints,
     ):
         record = out / "experiment.json"
@@ -150,29 +150,33 @@ def fit(
         with Log(out, start=step, total=total, batch=experiment.batch, console=console) as log:
             run = _Run(experiment, out, identity, sampler, checkpoints, log, signals)
             if jax.process_index() == 0:
-                _write_json(record, identity)
+                write_json(record, identity)
             if saved:
                 log.say(f"{out} holds step {step} of {total}")
             try:
                 if step < total:
-                    meter = _Meter(mesh, log, log_every, patience, step, total)
+                    meter = Meter(mesh, log, log_every, patience, step, total)
+                    programs: dict[int, Step] = {}
                     with contextlib.closing(_stream(batches, step, total)) as source:
-                        ahead = put_batch(next(source), mesh)
-                        if compiler == "pmap":
-                            advance = pmap_step(task, seed=seed, accumulate=accumulate)
-                            state = jax.device_put(state, _replicas())
-                        else:
-                            advance = jit_step(task, mesh, seed=seed, accumulate=accumulate)
-                            advance = _ahead(advance, state, ahead, log)
+                        blocks = _blocks(source, step, total, inner_steps, mesh)
+                        n, ahead = next(blocks)
                         while step < total:
-                            state, metrics = advance(state, ahead)
-                            step += 1
+                            if n not in programs:
+                                options = {"seed": seed, "accumulate": accumulate, "inner_steps": n}
+                                with meter.pause():
+                                    if compiler == "pmap":
+                                        programs[n] = pmap_step(task, **options)
+                                    else:
+                                        program = jit_step(task, mesh, **options)
+                                        programs[n] = _ahead(program, state, ahead, log)
+                            state, metrics = programs[n](state, ahead)
+                            step += n
                             if step < total:
-                                ahead = put_batch(next(source), mesh)
+                                n, ahead = next(blocks)
                             meter.push(step, metrics, signals.number)
                             if number := meter.signal:
                                 meter.drain()
-                                raise _Stop(number)
+                                raise Stop(number)
                             evaluate = evaluate_every > 0 and step % evaluate_every == 0
                             picture = picture_every > 0 and step % picture_every == 0
                             if step < total and (evaluate or picture or step % save_every == 0):
@@ -182,7 +186,7 @@ def fit(
                     if meter.skipped:
                         log.say(f"{meter.skipped} updates were not finite and were dropped")
                 scores = run.conclude(state)
-            except _Stop as stop:
+            except Stop as stop:
                 run.save(state)
                 checkpoints.wait()
                 name = signal.Signals(stop.number).name
@@ -227,52 +231,6 @@ def load(
     return make_model(*averaged(state), make_sampler(experiment.task, mesh)), step
 
 
-class _Stop(BaseException):
-    """A signal asks for an end. Not an `Exception`, so that no evaluation swallows it."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-class _Signals:
-    """Notes Ctrl-C and SIGTERM inside its context; a second Ctrl-C interrupts at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self._urgent = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.number and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.number = number
-        if self._urgent:
-            raise _Stop(number)
-
-    @contextlib.contextmanager
-    def urgent(self) -> Iterator[None]:
-        """Let a signal raise `_Stop` at once, where the state is not being changed."""
-        # One of several processes must not leave the others in the middle of a collective.
-        self._urgent = jax.process_count() == 1
-        try:
-            if self._urgent and self.number:
-                raise _Stop(self.number)
-            yield
-        finally:
-            self._urgent = False
-
-
 class _Run(NamedTuple):
     """What is done with a state besides training it."""
 
@@ -282,7 +240,7 @@ class _Run(NamedTuple):
     sampler: Sampler
     checkpoints: Checkpoints
     log: Log
-    signals: _Signals
+    signals: Signals
 
     def model(self, state: State) -> Model:
         return make_model(*averaged(state), self.sampler)
@@ -317,7 +275,7 @@ class _Run(NamedTuple):
         if jax.process_index() == 0:
             # JSON has no NaN.
             known = {name: None if math.isnan(v) else v for name, v in scores.items()}
-            _write_json(record, {"step": step, **known})
+            write_json(record, {"step": step, **known})
         return scores
 
     def _evaluate(self, state: State) -> dict[str, float]:
@@ -341,125 +299,8 @@ class _Run(NamedTuple):
         step = int(state.step)
         for stem, image in self.experiment.picture(self.model(state)).items():
             if jax.process_index() == 0:
-                path = self.out / "samples" / f"{stem}-{step:06}.png"
-                _write_png(path, np.asarray(image))
+                write_png(self.out / "samples" / f"{stem}-{step:06}.png", image)
                 self.log.picture(step, stem, image)
-
-
-class _Tally(NamedTuple):
-    """What is counted on the devices, so that no step waits for the host.
-
-    Attributes:
-        totals: metrics summed since the last line of the log.
-        streak: updates dropped in a row until now, by phase.
-        longest: the longest such streak, by phase.
-        signal: the number of a signal that any process has received, or 0.
-    """
-
-    totals: Metrics
-    streak: dict[str, Array]
-    longest: dict[str, Array]
-    signal: Array
-
-
-@jax.jit
-def _count(tally: _Tally, metrics: Metrics, fresh: Array, signals: Array) -> _Tally:
-    totals = jax.tree.map(lambda t, m: jnp.where(fresh, 0, t) + m, tally.totals, metrics)
-    streak, longest = {}, {}
-    for phase, so_far in tally.streak.items():
-        skipped = metrics[f"{phase}/skipped"]
-        now = jnp.where(skipped.total > 0, so_far + 1, 0)
-        streak[phase] = jnp.where(skipped.weight > 0, now, so_far)
-        longest[phase] = jnp.maximum(tally.longest[phase], streak[phase])
-    return _Tally(totals, streak, longest, jnp.max(signals))
-
-
-class _Meter:
-    """Follows the steps a few behind the one dispatched, and reads what they counted.
-
-    Attributes:
-        signal: the number of a signal that all processes have heard of, or 0.
-        skipped: updates dropped until the last line of the log.
-    """
-
-    def __init__(self, mesh: Mesh, log: Log, log_every: int, patience: int, step: int, total: int):
-        self.signal = self.skipped = 0
-        self._mesh, self._log, self._total = mesh, log, total
-        self._log_every, self._patience = log_every, patience
-        self._tally: _Tally | None = None
-        self._flight: deque[tuple[int, _Tally]] = deque()
-        self._since, self._mark = step, 0.0
-        self._flags: dict[int, Array] = {}
-
-    def push(self, step: int, metrics: Metrics, number: int) -> None:
-        """Count a step that was dispatched, and settle one that was dispatched a few steps ago."""
-        first = self._tally is None
-        if self._tally is None:
-            self._mark = time.perf_counter()
-            self._tally = self._zeros(metrics)
-        if number not in self._flags:
-            local = len(self._mesh.local_devices)
-            self._flags[number] = put_batch(np.full(local, number, np.int32), self._mesh)
-        fresh = np.bool_(first or (step - 1) % self._log_every == 0)
-        tally = _count(self._tally, metrics, fresh, self._flags[number])
-        self._tally = tally
-        self._flight.append((step, tally))
-        if jax.process_count() == 1:
-            self.signal = number
-        if len(self._flight) > IN_FLIGHT:
-            self._settle()
-
-    def drain(self) -> None:
-        """Wait for every step that was dispatched."""
-        while self._flight:
-            self._settle()
-
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Wait for every step, and stop the clock."""
-        self.drain()
-        began = time.perf_counter()
-        yield
-        self._mark += time.perf_counter() - began
-
-    def _settle(self) -> None:
-        step, tally = self._flight.popleft()
-        jax.block_until_ready(tally)
-        if jax.process_count() > 1:
-            # Every process reads the same number off the same step, so they stop together.
-            self.signal = self.signal or int(tally.signal)
-        ends = step % self._log_every == 0 or step == self._total
-        if ends or step % self._patience == 0:
-            for phase, longest in jax.device_get(tally.longest).items():
-                if longest >= self._patience:
-                    raise Diverged(
-                        f"{phase}: {longest} updates in a row, until step {step}, were not finite; "
-                        "lower the learning rate, clip the gradients, or look for NaN in the data"
-                    )
-        if ends:
-            now = time.perf_counter()
-            means = _means(jax.device_get(tally.totals))
-            self.skipped += sum(int(n) for name, n in means.items() if name.endswith("/skipped"))
-            self._log.window(step, means, seconds=now - self._mark, steps=step - self._since)
-            self._since, self._mark = step, now
-
-    def _zeros(self, metrics: Metrics) -> _Tally:
-        phases = [name.removesuffix("/skipped") for name in metrics if name.endswith("/skipped")]
-        totals = jax.tree.map(lambda m: np.zeros(m.shape, m.dtype), metrics)
-        none = dict.fromkeys(phases, np.int32(0))
-        return jax.device_put(
-            _Tally(totals, none, none, np.int32(0)),  # pyright: ignore[reportArgumentType]
-            NamedSharding(self._mesh, P()),
-        )
-
-
-def _means(totals: Metrics) -> dict[str, float]:
-    """Divide, once; `skipped` stays the count it is. What weighs nothing has no mean."""
-    return {
-        name: float(mean.total if name.endswith("/skipped") else mean.total / mean.weight)
-        for name, mean in totals.items()
-        if mean.weight > 0 or name.endswith("/skipped")
-    }
 
 
 def _initial(
@@ -486,11 +327,6 @@ def _initial(
     return start, like
 
 
-def _replicas() -> NamedSharding:
-    """Return where `pmap` puts the state: starting there, it does not compile a second time."""
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), P())
-
-
 def _ahead(step: Any, state: State, batch: Any, log: Log) -> Step:
     """Compile a step ahead of the first, so that a user knows what takes so long."""
     log.say("compiling the step")
@@ -513,6 +349,20 @@ def _stream(batches: Any, start: int, total: int) -> Generator[Any, None, None]:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def _blocks(
+    source: Iterator[Any], step: int, total: int, size: int, mesh: Mesh
+) -> Iterator[tuple[int, Any]]:
+    """Yield `(n, batch)` on the devices: n = `size` steps' batches where they fit, else one's."""
+    while step < total:
+        n = size if step % size == 0 and step + size <= total else 1
+        if n == 1:
+            yield 1, put_batch(next(source), mesh)
+        else:
+            some = [next(source) for _ in range(n)]
+            yield n, put_batch(jax.tree.map(lambda *x: np.stack(x), *some), mesh, axis=1)
+        step += n
 
 
 def _check_batch(batch: int, devices: int, accumulate: int) -> None:
@@ -556,23 +406,3 @@ def _print(console: Console, text: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _write(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n"))
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    # PIL knows one channel only as (h, w).
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    _write(path, lambda partial: picture.save(partial, "PNG"))
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    write(partial)
-    os.replace(partial, path)

@@ -1,5 +1,6 @@
 """One training step of any task, as a pure function."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,10 +64,10 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
 
     The same seed trains the same model, to float rounding, however the batch is split: over
     devices by `jit` (`axis=None`) or `pmap` (`axis` its name), or over `accumulate` microbatches
-    in sequence.
+    in sequence; unless dropout is live, whose masks a module draws for the share it sees.
 
-    A phase whose loss or gradient is not finite leaves the state as it was and counts in its
-    `skipped`.
+    A phase whose loss or gradient is not finite leaves its networks, their stats and its optimiser
+    as they were and counts in its `skipped`.
 
     Args:
         task: the task.
@@ -81,7 +82,8 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
 
     Raises:
         ValueError: a number of the task or `accumulate` makes no sense; or, when the step is
-            traced, `accumulate` does not divide the batch.
+            traced, `accumulate` does not divide the batch, or a phase's metric has a name of the
+            step's own.
     """
     if accumulate < 1:
         raise ValueError(f"accumulate={accumulate} must be at least 1")
@@ -102,7 +104,7 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
         def sums(trained: dict[str, Any], batch: Batch, index: Array) -> tuple[Array, Any]:
             keys = example_keys(key, index)
             out = phase.loss({**state.params, **trained}, state.stats, batch, keys, mode)
-            _check(out, index.shape)
+            _check(phase, out, index.shape)
             weight = lax.stop_gradient(out.weight)
             total = jnp.sum(out.loss * weight)
             metrics = {name: jnp.sum(m * weight) for name, m in out.metrics.items()}
@@ -187,14 +189,18 @@ def _average(task: Task, state: State) -> State:
     """Move each exponential moving average toward its network.
 
     The decay warms up as min(decay, (1 + t) / (10 + t)), so that a short run's average is not its
-    start.
+    start. What is not a number with a fraction is taken as it is now.
     """
+
+    def move(a: Array, x: Array, d: Array) -> Array:
+        return d * a + (1 - d) * x if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
     t = state.step.astype(jnp.float32)
     ema = {}
     for name, decay in task.average.items():
         d = jnp.minimum(decay, (1 + t) / (10 + t))
         now = {"params": state.params[name], "stats": state.stats.get(name, {})}
-        ema[name] = jax.tree.map(lambda a, x, d=d: d * a + (1 - d) * x, state.ema[name], now)
+        ema[name] = jax.tree.map(functools.partial(move, d=d), state.ema[name], now)
     return state._replace(ema=ema)
 
 
@@ -202,7 +208,9 @@ def _mean(total: Array, weight: Array, finite: Array) -> Mean:
     return Mean(jnp.where(finite, total, 0.0), jnp.where(finite, weight, 0.0))
 
 
-def _check(out: Out, shape: tuple[int, ...]) -> None:
+def _check(phase: Phase, out: Out, shape: tuple[int, ...]) -> None:
     """Hold law 2: values and weights are (b,), the loss in float32."""
+    if taken := {"loss", "grad_norm", "skipped"} & set(out.metrics):
+        raise ValueError(f"phase {phase.name!r} calls a metric {min(taken)!r}, as the step does")
     chex.assert_shape([out.loss, out.weight, *out.metrics.values()], shape)
     chex.assert_type(out.loss, jnp.float32)

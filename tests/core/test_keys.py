@@ -35,6 +35,12 @@ def test_streams_differ_by_seed_and_by_name():
     assert len({tuple(bits(key)) for key in streams}) == len(streams)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_two_seeds_share_no_key(seed):
+    with pytest.raises(ValueError, match=rf"^seed={seed} must lie in \[0, 2\*\*32\)$"):
+        stream(seed, "init")
+
+
 def test_generator_is_threefry_whatever_the_default():
     with jax.default_prng_impl("rbg"):
         key = stream(3, "init")

@@ -18,6 +18,7 @@ def test_batch_size_is_the_length_all_leaves_lead_with():
         ({"image": np.zeros((3, 2)), "label": np.zeros(2)}, r"batch\['label'\] has shape \(2,\)"),
         ({"a": np.zeros(3), "b": {"c": np.zeros(())}}, r"batch\['b'\]\['c'\] has shape \(\)"),
         ({"a": np.zeros(())}, r"batch\['a'\] has shape \(\)"),
+        ({"a": np.zeros(()), "b": np.zeros(3)}, r"\['a'\] has shape \(\); .* lead with \(3,\)$"),
     ],
 )
 def test_batch_size_names_the_leaf_that_disagrees(batch, message):
@@ -43,3 +44,9 @@ def test_mean_and_sum_are_each_examples_own(shape):
     rows = x.reshape(3, -1).astype(np.float64)
     np.testing.assert_allclose(mean_flat(jnp.asarray(x)), rows.mean(1), atol=1e-6)
     np.testing.assert_allclose(sum_flat(jnp.asarray(x)), rows.sum(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("reduce", [mean_flat, sum_flat])
+def test_what_has_no_examples_is_not_reduced(reduce):
+    with pytest.raises(AssertionError):
+        reduce(jnp.zeros(()))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.keys import stream
-from aigc_jax.core.parallel import BATCH, make_mesh
+from aigc_jax.core.parallel import batch_sharding, make_mesh
 from aigc_jax.functional.diffusion import Prediction, precondition, predict, target, transition
 from aigc_jax.functional.schedules import (
     cosine,
@@ -373,7 +373,7 @@ def test_samples_are_the_same_bits_on_one_device_and_on_four(name):
     x, keys = noise((8, 4, 3)), keys_of("devices", 8)
     run = partial(drawn, EVERY[name])
     alone = np.asarray(jax.jit(run)(x, keys))
-    sharding = jax.NamedSharding(make_mesh(), BATCH)
+    sharding = batch_sharding(make_mesh())
     spread = jax.jit(run)(jax.device_put(x, sharding), jax.device_put(keys, sharding))
     np.testing.assert_array_equal(spread, alone)
     mapped = jax.pmap(run)(x.reshape(4, 2, 4, 3), keys.reshape(4, 2))

@@ -23,7 +23,9 @@ from regression import IDENTITY, make_experiment, saved, spawn
 from aigc_jax.core.parallel import make_mesh
 from aigc_jax.core.types import Experiment, Mean, Model
 from aigc_jax.train import loop
-from aigc_jax.train.loop import Diverged, Result, fit, load
+from aigc_jax.train.loop import Result, fit, load
+from aigc_jax.train.meter import Diverged, means
+from aigc_jax.train.signals import Signals
 
 EVERY = {"log_every": 5, "save_every": 6}
 
@@ -105,7 +107,7 @@ def test_means_are_weighted_and_absent_when_nothing_was_seen() -> None:
         "b/loss": Mean(jnp.float32(0), jnp.float32(0)),
         "b/skipped": Mean(jnp.float32(3), jnp.float32(3)),
     }
-    assert loop._means(jax.device_get(totals)) == {"a/loss": 1.5, "b/skipped": 3.0}
+    assert means(jax.device_get(totals)) == {"a/loss": 1.5, "b/skipped": 3.0}
 
 
 def test_a_resumed_run_ends_as_one_that_never_stopped(
@@ -224,7 +226,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_it(tmp_path: Path) -> N
 
 def test_a_second_interrupt_is_not_caught(tmp_path: Path) -> None:
     def evaluate(model: Model) -> dict[str, float]:
-        signals = loop._Signals()
+        signals = Signals()
         with signals:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
@@ -387,6 +389,28 @@ def test_no_more_than_a_few_steps_are_in_flight(tmp_path: Path) -> None:
     assert served == [0, 0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("compiler", ["jit", "pmap"])
+def test_several_steps_a_dispatch_train_the_same(
+    whole: tuple[Path, Result], tmp_path: Path, compiler: Any
+) -> None:
+    # It stops and goes on inside a block, whose steps are then taken one by one.
+    options = {"inner_steps": 5, "save_every": 10, "compiler": compiler}
+    train(tmp_path, steps=12, **options)
+    result = train(tmp_path, **options)
+    assert distance(result.state, whole[1].state) == 0
+    held, expected = lines(tmp_path), lines(whole[0])
+    assert [line["step"] for line in held] == [5, 10, 12, 15, 20]
+    assert held[1]["fit/loss"] == pytest.approx(expected[1]["fit/loss"], rel=1e-6)
+
+
+def test_dropped_updates_in_a_block_are_each_counted(tmp_path: Path) -> None:
+    options: Any = {"log_every": 4, "save_every": 8, "inner_steps": 4, "steps": 8}
+    train(tmp_path / "some", make_experiment(poison=range(2, 5)), **options)
+    assert [line["fit/skipped"] for line in lines(tmp_path / "some")] == [2, 1]
+    with pytest.raises(Diverged, match="3 updates in a row, until step 8"):
+        train(tmp_path / "many", make_experiment(poison=range(3, 6)), patience=3, **options)
+
+
 def test_batches_that_stream_are_streamed(whole: tuple[Path, Result], tmp_path: Path) -> None:
     asked: list[int] = []
 
@@ -421,9 +445,12 @@ def test_a_reader_that_fails_stops_the_run(tmp_path: Path) -> None:
         ({"steps": 0}, "steps=0 must be at least 1"),
         ({"log_every": 0}, "log_every=0 must be at least 1"),
         ({"evaluate_every": -1}, "evaluate_every=-1 must be at least 0"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"fsdp": 3}, "fsdp=3 must divide the number of devices, 4"),
         ({"fsdp": 2, "compiler": "pmap"}, "fsdp=2 .* needs compiler='jit'"),
         ({"compiler": "xla"}, "compiler='xla' must be 'jit' or 'pmap'"),
+        ({"inner_steps": 0}, "inner_steps=0 must be at least 1"),
+        ({"inner_steps": 4}, "inner_steps=4 must divide log_every=5"),
         ({"accumulate": 4}, "batch=8 .* over 4 devices × accumulate=4; use a multiple of 16"),
     ],
 )
@@ -457,7 +484,7 @@ def test_killed_three_times_it_ends_as_one_that_never_stopped(
     moments = random.Random(0)
     held = 0
     for _ in range(3):
-        process = spawn(tmp_path, cache, **EVERY | {"save_every": 2}, delay=0.1)
+        process = spawn(tmp_path, cache, **EVERY | {"save_every": 2}, delay=0.3)
         while not saved(tmp_path) or max(saved(tmp_path)) <= held:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.01)

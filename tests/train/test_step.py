@@ -127,6 +127,16 @@ def test_loss_must_keep_examples_apart(out):
 # Law 1: a phase writes only the networks it trains
 
 
+def test_a_metric_must_not_hide_the_steps_own():
+    def loss(params, stats, batch, keys, mode):
+        error = jnp.square(batch["x"] @ params["a"]["w"])
+        return Out(error, batch["weight"], metrics={"grad_norm": error})
+
+    task = make_task(Phase("fit", ("a",), loss, optax.sgd(1.0)))
+    with pytest.raises(ValueError, match=r"^phase 'fit' calls a metric 'grad_norm'"):
+        jax.eval_shape(make_step(task, seed=SEED), begin(task), make_batch())
+
+
 def test_phase_writes_only_what_it_trains():
     def loss(params, stats, batch, keys, mode):
         # Reads and would gladly change everything.
@@ -334,6 +344,22 @@ def test_average_moves_by_its_decay_after_a_warm_up():
 
 
 # The start
+
+
+def test_a_count_is_not_averaged():
+    def start(key, batch):
+        return {"a": {"w": jnp.ones(3)}}, {"a": {"seen": jnp.int32(0)}}
+
+    def loss(params, stats, batch, keys, mode):
+        error = jnp.square(batch["x"] @ params["a"]["w"])
+        return Out(error, batch["weight"])
+
+    task = Task(start, (Phase("fit", ("a",), loss, optax.sgd(0.1)),), lambda *_: None, {"a": 0.9})
+    state = begin(task)
+    state = state._replace(stats={"a": {"seen": jnp.int32(7)}})
+    state, _ = compiled(task)(state, make_batch())
+    seen = state.ema["a"]["stats"]["seen"]
+    assert seen == 7 and seen.dtype == jnp.int32
 
 
 def test_no_two_leaves_of_a_state_share_a_buffer():
