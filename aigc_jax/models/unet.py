@@ -1,6 +1,8 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B) and ADM (Dhariwal & Nichol 2021)."""
 
-from typing import Any
+import functools
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +18,13 @@ ddpm_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros
 
 
+class Levels(NamedTuple):
+    """Some levels of a U-Net, counted from 0 at the full resolution, on its two sides."""
+
+    down: Collection[int]
+    up: Collection[int]
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions around an embedding, with a skip.
 
@@ -25,6 +34,7 @@ class ResidualBlock(nn.Module):
         scale_shift: the embedding scales and shifts the second normalisation (ADM), not only adds
             (DDPM).
         resample: `upsample` or `downsample`, applied to both branches (ADM's up and down blocks).
+        norm: the normalisations, of (channels, dtype).
         dtype: of the computation.
     """
 
@@ -32,6 +42,7 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     scale_shift: bool = False
     resample: Any = None
+    norm: Any = group_norm
     dtype: Any = None
 
     @nn.compact
@@ -43,11 +54,11 @@ class ResidualBlock(nn.Module):
         dense = lambda name, d: nn.Dense(d, dtype=self.dtype, kernel_init=ddpm_init, name=name)
         change = self.resample or (lambda x: x)
 
-        y = nn.silu(group_norm(x.shape[-1], self.dtype, name="norm1")(x))
+        y = nn.silu(self.norm(x.shape[-1], self.dtype, name="norm1")(x))
         y = conv("conv1", ddpm_init)(change(y))
         emb = dense("embed", self.channels * (1 + self.scale_shift))(nn.silu(emb))
         emb = emb[:, None, None, :]  # (b, e) -> (b, 1, 1, e)
-        norm2 = group_norm(self.channels, self.dtype, name="norm2")
+        norm2 = self.norm(self.channels, self.dtype, name="norm2")
         if self.scale_shift:
             scale, shift = jnp.split(emb, 2, -1)
             y = norm2(y) * (1 + scale) + shift
@@ -66,13 +77,14 @@ class UNet(nn.Module):
     """A denoiser of images, conditioned on time and, if `classes`, on a label.
 
     The defaults are DDPM's for 32×32 images: 35.7 M parameters. `scale_shift`, `resample_blocks`
-    and `head_channels=64` make it ADM's.
+    and `head_channels=64` make it ADM's; weights trained with ADM's code also need
+    `flip_sin_to_cos`, `freq_shift=0`, `downsample_padding=(1, 1)` and `epsilon=1e-5`.
 
     Attributes:
         channels: at the first level.
         multipliers: of the channels, by level; each further level halves the resolution.
         blocks: residual blocks a level on the way down; one more on the way up.
-        attention: image heights (after patching) at which blocks attend.
+        attention: image heights (after patching) or `Levels` at which blocks attend.
         head_channels: channels of an attention head; None is one head.
         dropout: probability.
         classes: number of labels; 0 is unconditional. Label `classes` means none.
@@ -80,22 +92,39 @@ class UNet(nn.Module):
         patch: fold p×p pixels into channels at the entrance and back at the exit, which makes the
             network p² times cheaper (Hoogeboom et al. 2023, §3.3).
         scale_shift: see `ResidualBlock`.
-        resample_blocks: change the resolution in residual blocks (ADM), not by convolutions (DDPM).
+        resample_blocks: change the resolution in residual blocks (ADM), not by convolutions (DDPM),
+            everywhere or at the end of the `Levels` named.
+        downsample_padding: zeros before and after the rows and columns that a convolution halves.
+        middle_attention: whether the middle attends.
+        groups: of every normalisation; None is `group_norm`'s own choice.
+        middle_groups: of the one before the middle's attention, where it differs; 0 leaves it out.
+        epsilon: added to the variances of the normalisations.
+        freq_shift: of the times' embedding, see `sinusoidal`.
+        flip_sin_to_cos: of the times' embedding, see `sinusoidal`.
+        embedding_channels: of the embedding that conditions the blocks; None is 4 · channels.
         remat: recompute blocks on the way back instead of storing their activations.
         dtype: of the computation; parameters stay float32.
     """
 
     channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    multipliers: tuple[float, ...] = (1, 2, 2, 2)
     blocks: int = 2
-    attention: tuple[int, ...] = (16,)
+    attention: tuple[int, ...] | Levels = (16,)
     head_channels: int | None = None
     dropout: float = 0.1
     classes: int = 0
     out_channels: int | None = None
     patch: int = 1
     scale_shift: bool = False
-    resample_blocks: bool = False
+    resample_blocks: bool | Levels = False
+    downsample_padding: tuple[int, int] = (0, 1)
+    middle_attention: bool = True
+    groups: int | None = None
+    middle_groups: int | None = None
+    epsilon: float = 1e-6
+    freq_shift: float = 1
+    flip_sin_to_cos: bool = False
+    embedding_channels: int | None = None
     remat: bool = False
     dtype: Any = None
 
@@ -125,56 +154,80 @@ class UNet(nn.Module):
         if label is not None and not self.classes:
             raise ValueError("a label was given to a U-Net with classes=0")
 
+        widths = [round(m * self.channels) for m in self.multipliers]
+        levels, last = range(len(widths)), len(widths) - 1
+        attention, resample_blocks = self.attention, self.resample_blocks
+        if not isinstance(attention, Levels):
+            there = [level for level in levels if h // (self.patch * 2**level) in attention]
+            attention = Levels(there, there)
+        if not isinstance(resample_blocks, Levels):
+            there = levels if resample_blocks else ()
+            resample_blocks = Levels(there, there)
+
+        norm = functools.partial(group_norm, groups=self.groups, epsilon=self.epsilon)
         block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
-        options = {"dropout": self.dropout, "scale_shift": self.scale_shift, "dtype": self.dtype}
+        options = {
+            "dropout": self.dropout,
+            "scale_shift": self.scale_shift,
+            "norm": norm,
+            "dtype": self.dtype,
+        }
+        attend = functools.partial(ImageAttention, self.head_channels, self.dtype)
         conv = lambda d, name, **kw: Conv(d, (3, 3), dtype=self.dtype, name=name, **kw)
         dense = lambda name: nn.Dense(
-            4 * self.channels, dtype=self.dtype, kernel_init=ddpm_init, name=name
+            self.embedding_channels or 4 * self.channels,
+            dtype=self.dtype,
+            kernel_init=ddpm_init,
+            name=name,
         )
 
-        emb = dense("time2")(nn.silu(dense("time1")(sinusoidal(t, self.channels))))  # (b, e)
+        emb = sinusoidal(
+            t, self.channels, freq_shift=self.freq_shift, flip_sin_to_cos=self.flip_sin_to_cos
+        )
+        emb = dense("time2")(nn.silu(dense("time1")(emb)))  # (b, channels) -> (b, e)
         if self.classes:
             label = jnp.full((b,), self.classes) if label is None else label
             emb += nn.Embed(self.classes + 1, emb.shape[-1], dtype=self.dtype, name="label")(label)
 
-        def stage(x: Array, d: int, name: str) -> Array:
+        def stage(x: Array, d: int, name: str, attends: bool) -> Array:
             x = block(d, name=name, **options)(x, emb, train)
-            if x.shape[1] in self.attention:
-                x = ImageAttention(self.head_channels, self.dtype, name=f"{name}_attention")(x)
-            return x
+            return attend(norm, name=f"{name}_attention")(x) if attends else x
 
-        def change(x: Array, how: Any, name: str) -> Array:
+        def change(x: Array, how: Any, name: str, in_a_block: bool) -> Array:
             d = x.shape[-1]
-            if self.resample_blocks:
+            if in_a_block:
                 return block(d, resample=how, name=name, **options)(x, emb, train)
             if how is downsample:
-                return conv(d, name, strides=(2, 2), kernel_init=ddpm_init)(x)
+                pads = (self.downsample_padding, self.downsample_padding)
+                return conv(d, name, strides=(2, 2), padding=pads, kernel_init=ddpm_init)(x)
             return conv(d, name, kernel_init=ddpm_init)(how(x))
 
         x = space_to_depth(xt, self.patch)
         x = conv(self.channels, "conv_in", kernel_init=ddpm_init)(x)
         skips = [x]
-        last = len(self.multipliers) - 1
-        for level, multiplier in enumerate(self.multipliers):
+        for level in levels:
             for i in range(self.blocks):
-                x = stage(x, multiplier * self.channels, f"down{level}_{i}")
+                x = stage(x, widths[level], f"down{level}_{i}", level in attention.down)
                 skips.append(x)
             if level < last:
-                x = change(x, downsample, f"down{level}_resample")
+                in_a_block = level in resample_blocks.down
+                x = change(x, downsample, f"down{level}_resample", in_a_block)
                 skips.append(x)
 
         x = block(x.shape[-1], name="middle1", **options)(x, emb, train)
-        x = ImageAttention(self.head_channels, self.dtype, name="middle_attention")(x)
+        if self.middle_attention:
+            middle = functools.partial(norm, groups=self.middle_groups or self.groups)
+            x = attend(None if self.middle_groups == 0 else middle, name="middle_attention")(x)
         x = block(x.shape[-1], name="middle2", **options)(x, emb, train)
 
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+        for level in reversed(levels):
             for i in range(self.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], -1)
-                x = stage(x, multiplier * self.channels, f"up{level}_{i}")
+                x = stage(x, widths[level], f"up{level}_{i}", level in attention.up)
             if level > 0:
-                x = change(x, upsample, f"up{level}_resample")
+                x = change(x, upsample, f"up{level}_resample", level in resample_blocks.up)
 
-        x = nn.silu(group_norm(x.shape[-1], self.dtype, name="norm_out")(x))
+        x = nn.silu(norm(x.shape[-1], self.dtype, name="norm_out")(x))
         out = (self.out_channels or c) * self.patch**2
         x = Conv(out, (3, 3), dtype=jnp.float32, kernel_init=zeros, name="conv_out")(x)
         return depth_to_space(x, self.patch)

@@ -25,40 +25,48 @@ def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
     """
     chex.assert_rank([q, k, v], 4)
     chex.assert_equal_shape([k, v])
-    kernel = fused_kernel(jax.default_backend(), q.dtype, q.shape[-1])
+    kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1])
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **kwargs)
 
 
-def fused_kernel(backend: str, dtype: Any, head_channels: int) -> Literal["cudnn"] | None:
-    """Return "cudnn" where its kernel applies: a GPU, 16-bit floats, heads of up to 128 channels.
+def fused_kernel(device: Any, dtype: Any, head_channels: int) -> Literal["cudnn"] | None:
+    """Return "cudnn" where its kernel applies.
 
-    >>> fused_kernel("gpu", jnp.bfloat16, 64), fused_kernel("gpu", jnp.float32, 64)
-    ('cudnn', None)
+    That is an NVIDIA GPU of compute capability 8.0 or later, 16-bit floats, and heads of up to 128
+    channels.
+
+    >>> fused_kernel(jax.devices("cpu")[0], jnp.bfloat16, 64) is None
+    True
     """
+    capability = getattr(device, "compute_capability", "")  # AMD's is a name, such as "gfx942"
+    recent = capability[:1].isdigit() and float(capability) >= 8
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     fits = head_channels % 8 == 0 and head_channels <= 128
-    return "cudnn" if backend == "gpu" and half and fits else None
+    return "cudnn" if recent and half and fits else None
 
 
 class ImageAttention(nn.Module):
     """Residual self-attention over the pixels of an image (Ho et al. 2020, appendix B).
 
     Attributes:
-        head_channels: channels of a head; None is one head.
+        head_channels: channels of a head, of which there are as many as fit; None is one head.
         dtype: of the computation.
+        norm: the normalisation before it, of (channels, dtype); None leaves it out.
     """
 
     head_channels: int | None = None
     dtype: Any = None
+    norm: Any = group_norm
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Map (b, h, w, c) to (b, h, w, c)."""
         b, h, w, c = x.shape
         d = c if self.head_channels is None else self.head_channels
-        if d < 1 or c % d:
-            raise ValueError(f"head_channels={d} must divide the {c} channels")
-        y = group_norm(c, self.dtype)(x).reshape(b, h * w, c)  # (b, h, w, c) -> (b, h*w, c)
+        if not 1 <= d <= c:
+            raise ValueError(f"head_channels={d} must be from 1 to the {c} channels there are")
+        y = self.norm(c, self.dtype)(x) if self.norm else x
+        y = y.reshape(b, h * w, c)  # (b, h, w, c) -> (b, h*w, c)
         q, k, v = (
             nn.DenseGeneral((c // d, d), dtype=self.dtype, name=name)(y)  # -> (b, h*w, heads, d)
             for name in ("query", "key", "value")

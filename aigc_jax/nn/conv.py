@@ -33,8 +33,8 @@ def conv_general_dilated(
 ) -> Array:
     """Convolve as `lax.conv_general_dilated` does, with gradients suited to the platform.
 
-    A process with several simulated CPU devices stands in for an accelerator, and runs what one
-    runs.
+    A process with several simulated CPU devices, or one of several processes, stands in for an
+    accelerator, and runs what one runs. The rewriting has no forward mode (`jax.jvp`).
     """
     dilation = (*(lhs_dilation or ()), *(rhs_dilation or ()))
     plain = set(dilation) <= {1} and feature_group_count == 1 and not any(kwargs.values())

@@ -4,30 +4,46 @@ import math
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
-def sinusoidal(t: Array, channels: int, longest: float = 10_000.0) -> Array:
+def sinusoidal(
+    t: Array,
+    channels: int,
+    longest: float = 10_000.0,
+    *,
+    freq_shift: float = 1,
+    flip_sin_to_cos: bool = False,
+) -> Array:
     """Embed real numbers in sines and cosines of geometric wavelengths (Vaswani et al. 2017, §3.5).
+
+    Frequency i of n = channels/2 is longest^(−i / (n − freq_shift)).
 
     Args:
         t: (b,) times, in steps.
         channels: of the embedding; even.
         longest: ratio of the longest wavelength to the shortest.
+        freq_shift: 1 reaches the longest wavelength (DDPM's code), 0 stops one short of it (ADM's).
+        flip_sin_to_cos: cosines first (ADM's code).
 
     Returns:
         (b, channels) float32 in [−1, 1]: sines, then cosines.
 
     Raises:
-        ValueError: `channels` is odd or less than 4.
+        ValueError: `channels` is odd, or not more than 2·freq_shift.
 
     >>> sinusoidal(jnp.zeros(1), 4).tolist()
     [[0.0, 0.0, 1.0, 1.0]]
     """
     chex.assert_rank(t, 1)
-    if channels % 2 or channels < 4:
-        raise ValueError(f"channels={channels} must be even and at least 4")
     half = channels // 2
-    frequency = jnp.exp(-math.log(longest) / (half - 1) * jnp.arange(half))
+    if channels % 2 or half <= max(freq_shift, 0):
+        least = 2 * max(math.floor(freq_shift) + 1, 1)
+        raise ValueError(f"channels={channels} must be even and at least {least}")
+    # By NumPy, whatever compiles the rest: a thousandth step multiplies a rounding by a thousand.
+    exponent = np.float32(-math.log(longest)) * np.arange(half, dtype=np.float32)
+    frequency = np.exp(exponent / np.float32(half - freq_shift))
     angle = t.astype(jnp.float32)[:, None] * frequency  # (b,) -> (b, channels/2)
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+    waves = jnp.sin(angle), jnp.cos(angle)
+    return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, -1)

@@ -6,8 +6,15 @@ from typing import Any
 from flax import linen as nn
 
 
-def group_norm(channels: int, dtype: Any = None, **kwargs: Any) -> nn.GroupNorm:
-    """Return a GroupNorm of at most 32 groups of at least 4 channels (Wu & He 2018).
+def group_norm(
+    channels: int,
+    dtype: Any = None,
+    *,
+    groups: int | None = None,
+    epsilon: float = 1e-6,
+    **kwargs: Any,
+) -> nn.GroupNorm:
+    """Return a GroupNorm, by default of at most 32 groups of at least 4 channels (Wu & He 2018).
 
     With 128 channels or more these are the 32 groups of the diffusion papers; narrower networks
     keep several channels a group, where 32 groups would be instance normalisation.
@@ -15,5 +22,6 @@ def group_norm(channels: int, dtype: Any = None, **kwargs: Any) -> nn.GroupNorm:
     >>> group_norm(128).num_groups, group_norm(32).num_groups
     (32, 8)
     """
-    groups = math.gcd(channels, max(1, min(32, channels // 4)))
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, **kwargs)
+    if groups is None:
+        groups = math.gcd(channels, max(1, min(32, channels // 4)))
+    return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, **kwargs)

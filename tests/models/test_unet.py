@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from aigc_jax.models.unet import ResidualBlock, UNet
+from aigc_jax.models.unet import Levels, ResidualBlock, UNet
 from aigc_jax.nn.resample import downsample, upsample
 
 KEY = jax.random.key(0)
@@ -178,6 +179,79 @@ def test_heads_have_the_channels_asked_for():
     assert "down0_0_attention" not in params
     _, params = shapes(SMALL.clone(attention=(4,)))
     assert params["down1_0_attention"]["query"]["kernel"].shape == (16, 1, 16)
+
+
+# What other codes differ in
+
+
+def test_attention_may_be_by_level_and_side():
+    _, params = shapes(SMALL.clone(attention=Levels(down=(1,), up=(0,))))
+    assert sorted(name for name in params if "attention" in name) == [
+        "down1_0_attention",
+        "middle_attention",
+        "up0_0_attention",
+        "up0_1_attention",
+    ]
+    # Whatever the size of the image.
+    of_another, _ = jax.tree.flatten(shapes(SMALL.clone(attention=Levels((1,), (0,))), size=6)[1])
+    assert [x.shape for x in of_another] == [x.shape for x in jax.tree.leaves(params)]
+
+
+def test_resolution_may_change_in_some_residual_blocks():
+    network = SMALL.clone(multipliers=(1, 2, 2), resample_blocks=Levels(down=(1,), up=(1,)))
+    _, params = shapes(network)
+    in_blocks = {name for name in params if "resample" in name and "conv1" in params[name]}
+    assert in_blocks == {"down1_resample", "up1_resample"}
+    assert {name for name in params if "resample" in name} - in_blocks == {
+        "down0_resample",
+        "up2_resample",
+    }
+
+
+def test_the_middle_need_not_attend():
+    _, params = shapes(SMALL.clone(middle_attention=False))
+    assert "middle_attention" not in params and {"middle1", "middle2"} <= set(params)
+
+
+@pytest.mark.parametrize(("groups", "middle_groups", "of_middle"), [(2, None, 2), (2, 4, 4)])
+def test_groups_and_epsilon_are_of_every_normalisation(
+    groups, middle_groups, of_middle, monkeypatch
+):
+    made = []
+
+    class Recorded(nn.GroupNorm):
+        def __call__(self, x):
+            made.append((self.scope.path[0], self.num_groups, self.epsilon))
+            return super().__call__(x)
+
+    monkeypatch.setattr(nn, "GroupNorm", Recorded)
+    shapes(SMALL.clone(groups=groups, middle_groups=middle_groups, epsilon=0.25))
+    assert {epsilon for *_, epsilon in made} == {0.25}
+    assert {n for module, n, _ in made if module == "middle_attention"} == {of_middle}
+    assert {n for module, n, _ in made if module != "middle_attention"} == {groups}
+
+
+def test_the_middles_attention_may_go_without_normalisation():
+    _, params = shapes(SMALL.clone(middle_groups=0))
+    assert "GroupNorm_0" not in params["middle_attention"]
+
+
+def test_channels_may_be_any():
+    _, params = shapes(SMALL.clone(channels=12, multipliers=(1, 20 / 12), embedding_channels=10))
+    assert params["down1_0"]["conv1"]["kernel"].shape == (3, 3, 12, 20)
+    assert params["time1"]["kernel"].shape == (12, 10)
+    assert params["down1_0"]["embed"]["kernel"].shape == (10, 20)
+
+
+def test_downsampling_convolutions_pad_as_told():
+    def run(padding):
+        network = UNet(4, (1, 1), 0, attention=(), dropout=0.0, downsample_padding=padding)
+        x = jnp.zeros((1, 4, 4, 1))
+        return str(jax.make_jaxpr(lambda: network.init_with_output(KEY, x, jnp.zeros(1))[0])())
+
+    for padding in ((0, 1), (1, 1)):
+        assert f"padding=({padding}, {padding})" in run(padding)
+    assert "padding=((0, 1), (0, 1))" not in run((1, 1))
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -64,21 +65,30 @@ def test_attend_checks_shapes(shapes):
         attend(*(jnp.zeros(shape) for shape in shapes))
 
 
+H100, V100, AMD, TPU = (
+    types.SimpleNamespace(compute_capability="9.0"),
+    types.SimpleNamespace(compute_capability="7.0"),
+    types.SimpleNamespace(compute_capability="gfx942"),
+    types.SimpleNamespace(),
+)
+
+
 @pytest.mark.parametrize(
-    ("backend", "dtype", "head_channels", "kernel"),
+    ("device", "dtype", "head_channels", "kernel"),
     [
-        ("gpu", jnp.bfloat16, 64, "cudnn"),
-        ("gpu", jnp.float16, 8, "cudnn"),
-        ("gpu", "bfloat16", 128, "cudnn"),
-        ("gpu", jnp.bfloat16, 136, None),
-        ("gpu", jnp.bfloat16, 60, None),
-        ("gpu", jnp.float32, 64, None),
-        ("tpu", jnp.bfloat16, 64, None),
-        ("cpu", jnp.bfloat16, 64, None),
+        (H100, jnp.bfloat16, 64, "cudnn"),
+        (H100, jnp.float16, 8, "cudnn"),
+        (H100, "bfloat16", 128, "cudnn"),
+        (H100, jnp.bfloat16, 136, None),
+        (H100, jnp.bfloat16, 60, None),
+        (H100, jnp.float32, 64, None),
+        (V100, jnp.bfloat16, 64, None),
+        (AMD, jnp.bfloat16, 64, None),
+        (TPU, jnp.bfloat16, 64, None),
     ],
 )
-def test_fused_kernel_runs_where_it_applies(backend, dtype, head_channels, kernel):
-    assert fused_kernel(backend, dtype, head_channels) == kernel
+def test_fused_kernel_runs_where_it_applies(device, dtype, head_channels, kernel):
+    assert fused_kernel(device, dtype, head_channels) == kernel
 
 
 X = np.random.default_rng(2).normal(size=(2, 2, 4, 8)).astype(np.float32)
@@ -124,7 +134,24 @@ def test_block_in_bfloat16_keeps_float32_weights():
     assert y.dtype == jnp.bfloat16 and y.shape == X.shape
 
 
-@pytest.mark.parametrize("head_channels", [3, 16])
-def test_heads_must_divide_the_channels(head_channels):
-    with pytest.raises(ValueError, match=rf"head_channels={head_channels} must divide .*8"):
+def test_there_are_as_many_heads_as_fit():
+    params = jax.eval_shape(ImageAttention(3).init, jax.random.key(0), X)["params"]
+    assert params["query"]["kernel"].shape == (8, 2, 3)
+    assert params["out"]["kernel"].shape == (2, 3, 8)
+
+
+def test_the_normalisation_may_be_left_out():
+    layer = ImageAttention(norm=None)
+    params = layer.init(jax.random.key(0), X)["params"]
+    assert params.keys() == {"query", "key", "value", "out"}
+    # Without it the attention is of the pixels as they are: a constant offset is not removed.
+    params["out"]["kernel"] = jnp.ones_like(params["out"]["kernel"])
+    with_offset, without = (layer.apply({"params": params}, x) - x for x in (X + 1, X))
+    assert np.abs(with_offset - without).min() > 1e-3
+
+
+@pytest.mark.parametrize("head_channels", [0, 16])
+def test_a_head_has_at_most_the_channels_there_are(head_channels):
+    message = rf"head_channels={head_channels} must be from 1 to the 8"
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(ImageAttention(head_channels).init, jax.random.key(0), X)

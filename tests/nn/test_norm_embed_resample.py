@@ -25,6 +25,11 @@ def test_groups_divide_any_number_of_channels(channels):
     assert channels / groups >= 4 or groups == 1
 
 
+def test_groups_and_epsilon_may_be_given():
+    norm = group_norm(128, groups=4, epsilon=0.5)
+    assert (norm.num_groups, norm.epsilon) == (4, 0.5)
+
+
 def test_each_group_is_normalised():
     x = np.random.default_rng(0).normal(3.0, 2.0, (2, 4, 4, 8)).astype(np.float32)
     y, _ = group_norm(8).init_with_output(jax.random.key(0), x)
@@ -56,6 +61,23 @@ def test_sinusoidal_is_sines_then_cosines_of_geometric_wavelengths():
     result = sinusoidal(jnp.asarray(t), channels, longest)
     np.testing.assert_allclose(result, expected, atol=2e-4)
     assert result.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("freq_shift", [0, 0.5, 1])
+def test_sinusoidal_may_begin_with_cosines_and_shift_its_frequencies(freq_shift):
+    t, n = np.array([0.0, 1.0, 31.5, 999.0]), 8
+    angle = np.outer(t, [10_000.0 ** -(i / (n - freq_shift)) for i in range(n)])
+    expected = np.concatenate([np.cos(angle), np.sin(angle)], 1)
+    result = sinusoidal(jnp.asarray(t), 2 * n, freq_shift=freq_shift, flip_sin_to_cos=True)
+    np.testing.assert_allclose(result, expected, atol=2e-4)
+
+
+def test_sinusoidal_needs_more_channels_than_it_shifts():
+    assert sinusoidal(jnp.zeros(1), 2, freq_shift=0).tolist() == [[0.0, 1.0]]
+    with pytest.raises(ValueError, match="channels=0 must be even and at least 2"):
+        sinusoidal(jnp.zeros(1), 0, freq_shift=0)
+    with pytest.raises(ValueError, match="channels=4 must be even and at least 6"):
+        sinusoidal(jnp.zeros(1), 4, freq_shift=2)
 
 
 def test_sinusoidal_tells_the_steps_of_ddpm_apart():
