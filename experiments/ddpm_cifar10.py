@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from aigc_jax.core.types import Experiment, Model
-from aigc_jax.data.batches import batches, whole
+from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import dataset
 from aigc_jax.data.transforms import chain, flip, normalise
 from aigc_jax.functional.schedules import linear
+from aigc_jax.metrics.likelihood import evaluate_bound
 from aigc_jax.metrics.pictures import image_grid
 from aigc_jax.models.unet import UNet
 from aigc_jax.tasks.diffusion import bits_per_dim, diffusion
@@ -51,10 +52,7 @@ def ddpm_cifar10(
         optax.adam(optax.linear_schedule(0.0, learning_rate, 5000)),
     )
 
-    def evaluate(model: Model) -> dict[str, float]:
-        test = whole(images.test, normalise)
-        bound = bits_per_dim(denoiser, schedule, classes=classes, terms=50)
-        return {"bits_per_dim/test-512": bound(model.params, test, n=512)}
+    bound = bits_per_dim(denoiser, schedule, classes=classes, terms=50)
 
     def picture(model: Model) -> dict:
         cond = {"label": jnp.arange(100) // 10} if classes else {}
@@ -65,7 +63,7 @@ def ddpm_cifar10(
         data=lambda seed: batches(images.train, batch, seed, transform=chain(flip, normalise)),
         steps=800_000,
         batch=batch,
-        evaluate=evaluate,
+        evaluate=lambda model: evaluate_bound(model, bound, images, n=512),
         picture=picture,
         classes=images.classes if classes else (),
     )

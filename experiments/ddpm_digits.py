@@ -18,14 +18,15 @@ import functools
 import optax
 
 from aigc_jax.core.types import Experiment, Model
-from aigc_jax.data.batches import batches, whole
+from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import digits
 from aigc_jax.data.transforms import normalise
 from aigc_jax.functional.schedules import cosine
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
 from aigc_jax.metrics.judge import train_judge
+from aigc_jax.metrics.likelihood import evaluate_bound
 from aigc_jax.models.unet import UNet
-from aigc_jax.tasks.diffusion import diffusion
+from aigc_jax.tasks.diffusion import bits_per_dim, diffusion
 from experiments.classifier_digits import classifier_digits
 
 
@@ -47,22 +48,19 @@ def ddpm_digits(
         guidance: scale of classifier-free guidance in sampling.
     """
     data = digits()
-    shape = (8, 8, 1)
+    schedule, shape = cosine(), (8, 8, 1)
     denoiser = UNet(channels, (1, 1), 1, attention=(4,), dropout=dropout, classes=10)
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adam(optax.linear_schedule(0.0, learning_rate, 100)),
     )
-    task = diffusion(denoiser, cosine(), tx, shape=shape, classes=10, kind="v", decay=0.998)
+    task = diffusion(denoiser, schedule, tx, shape=shape, classes=10, kind="v", decay=0.998)
+    bound = bits_per_dim(denoiser, schedule, classes=10, kind="v", terms=20)
 
     def evaluate(model: Model) -> dict[str, float]:
-        train, test = whole(data.train, normalise), whole(data.test, normalise)
-        judge = train_judge(classifier_digits, test, name="digits")
-        return evaluate_classes(model, judge, train["image"], test["image"], classes=10)
-
-    def picture(model: Model) -> dict:
-        train = whole(data.train, normalise)["image"]
-        return picture_classes(model, train, classes=10, scale=4)
+        judge = train_judge(classifier_digits, data, name="digits")
+        scores = evaluate_classes(model, judge, data)
+        return scores | evaluate_bound(model, bound, data, n=360)
 
     return Experiment(
         task=task._replace(sample=functools.partial(task.sample, guidance=guidance)),
@@ -70,6 +68,6 @@ def ddpm_digits(
         steps=1500,
         batch=batch,
         evaluate=evaluate,
-        picture=picture,
+        picture=lambda model: picture_classes(model, data, scale=4),
         classes=data.classes,
     )

@@ -78,6 +78,14 @@ class Schedule(NamedTuple):
         """Return σ(t) = r(t)·α(t), scalar or (b,)."""
         return self.ratio(t) * self.alpha(t)
 
+    def unit(self, t: ArrayLike) -> Array:
+        """Return 1/√(α² + σ²), which scales xt of unit-variance data to unit variance.
+
+        1 if variance preserving; Karras et al. 2022, eq. 7, with σ_data = 1, if exploding.
+        """
+        r = self.ratio(t)
+        return jnp.ones_like(r) if self.preserving else 1 / jnp.sqrt(1 + r * r)
+
     def logsnr(self, t: ArrayLike) -> Array:
         """Return log α²/σ² = -2 log r(t), scalar or (b,), in nats; +∞ at t = -1."""
         return -2 * jnp.log(self.ratio(t))

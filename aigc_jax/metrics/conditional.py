@@ -5,6 +5,9 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.core.types import Model
+from aigc_jax.data.batches import whole
+from aigc_jax.data.sources import Dataset
+from aigc_jax.data.transforms import normalise
 from aigc_jax.metrics.judge import Judge
 from aigc_jax.metrics.neighbours import nearest
 from aigc_jax.metrics.pictures import image_grid, neighbour_grid, quantise
@@ -14,10 +17,8 @@ from aigc_jax.metrics.report import report
 def evaluate_classes(
     model: Model,
     judge: Judge,
-    train: np.ndarray,
-    test: np.ndarray,
+    data: Dataset,
     *,
-    classes: int,
     per_class: int = 100,
     seed: int = 0,
     **options: Any,
@@ -27,9 +28,7 @@ def evaluate_classes(
     Args:
         model: whose `draw` takes a `label`.
         judge: a classifier of the same images.
-        train: (n, h, w, c) in [−1, 1], the real training split.
-        test: (m, h, w, c) in [−1, 1], the real test split.
-        classes: their number.
+        data: the real images, of both splits, and their classes.
         per_class: images drawn of each.
         seed: of the draws.
         **options: of the task's sampler.
@@ -37,7 +36,8 @@ def evaluate_classes(
     Returns:
         What `report` returns, and `judge_accuracy_<name>`, the judge's own on the test split.
     """
-    asked = np.repeat(np.arange(classes, dtype=np.int32), per_class)
+    train, test = (whole(split, normalise)["image"] for split in (data.train, data.test))
+    asked = np.repeat(np.arange(len(data.classes), dtype=np.int32), per_class)
     drawn = quantise(model.draw(len(asked), {"label": asked}, seed=seed, **options))
     scores = report(
         judge.features(drawn),
@@ -53,9 +53,8 @@ def evaluate_classes(
 
 def picture_classes(
     model: Model,
-    train: np.ndarray,
+    data: Dataset,
     *,
-    classes: int,
     columns: int = 10,
     scale: int = 1,
     **options: Any,
@@ -64,8 +63,7 @@ def picture_classes(
 
     Args:
         model: whose `draw` takes a `label`.
-        train: (n, h, w, c) in [−1, 1], the real training split.
-        classes: their number.
+        data: the real images and their classes.
         columns: samples a row.
         scale: each pixel becomes a square of this side.
         **options: of the task's sampler.
@@ -73,7 +71,8 @@ def picture_classes(
     Returns:
         `samples` and `neighbours`, (H, W, 3) uint8.
     """
-    label = np.repeat(np.arange(classes, dtype=np.int32), columns)
+    train = whole(data.train, normalise)["image"]
+    label = np.repeat(np.arange(len(data.classes), dtype=np.int32), columns)
     drawn = quantise(model.draw(len(label), {"label": label}, **options))
     some = drawn[::columns]
     return {

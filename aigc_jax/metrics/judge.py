@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aigc_jax.core.types import Experiment
+from aigc_jax.core.types import Experiment, Model
+from aigc_jax.data.batches import whole
+from aigc_jax.data.sources import Dataset
+from aigc_jax.data.transforms import normalise
+from aigc_jax.metrics.classes import agreement
 from aigc_jax.train.identity import digest, identify
 from aigc_jax.train.loop import fit
 
@@ -60,9 +64,17 @@ def batched(fn: Callable[[Any], Any], images: Any, size: int = 500) -> np.ndarra
     return np.concatenate(results)
 
 
+def accuracy(model: Model, data: Dataset) -> dict[str, float]:
+    """Measure a classifier on the test split: `{"accuracy/test-<n>": share of right answers}`."""
+    test = whole(data.test, normalise)
+    n = len(test["label"])
+    judged = model.draw(n, {"image": test["image"]})["label"]
+    return {f"accuracy/test-{n}": agreement(test["label"], judged)}
+
+
 def train_judge(
     make: Callable[..., Experiment],
-    test: dict[str, np.ndarray],
+    data: Dataset,
     *,
     name: str,
     directory: Path = Path("runs/judges"),
@@ -74,7 +86,7 @@ def train_judge(
 
     Args:
         make: a function that makes the experiment, called with its defaults.
-        test: `image` (n, h, w, c) in [−1, 1] and `label` (n,), to state its accuracy on.
+        data: whose test split to state its accuracy on.
         name: what distances in its features are called after.
         directory: where judges are kept.
 
@@ -95,5 +107,5 @@ def train_judge(
     def features(image: np.ndarray) -> np.ndarray:
         return draw(len(image), {"image": image})["features"]
 
-    accuracy = float(np.mean(classes(test["image"]) == test["label"]))
-    return Judge(features, classes, name, accuracy)
+    [right] = accuracy(result.model, data).values()
+    return Judge(features, classes, name, right)

@@ -56,7 +56,9 @@ def classifier(
             rngs={"dropout": keys[0]},
         )
         label = batch["label"]
-        target = optax.smooth_labels(jnp.eye(logits.shape[-1])[label], smoothing)
+        # A label that is no class makes the loss NaN, which the loop reports.
+        rows = jnp.eye(logits.shape[-1]).at[label]
+        target = optax.smooth_labels(rows.get(mode="fill", fill_value=jnp.nan), smoothing)
         right = (logits.argmax(-1) == label).astype(jnp.float32)
         return Out(
             loss=optax.softmax_cross_entropy(logits, target),

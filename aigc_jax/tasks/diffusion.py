@@ -4,16 +4,14 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.core.keys import example_keys, fold, randint, stream, uniform
+from aigc_jax.core.keys import fold, randint, uniform
 from aigc_jax.core.keys import normal as draw_normal
-from aigc_jax.core.shapes import batch_size
+from aigc_jax.core.shapes import expand
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional import diffusion as f
 from aigc_jax.functional import schedules
@@ -69,13 +67,17 @@ def diffusion(
         The task, of one network, `denoiser`, and one phase of that name.
 
     Raises:
-        ValueError: `kind` is unknown, `drop_label` is not a probability, or a learned variance is
-            to be weighted.
+        ValueError: `kind` is unknown, `drop_label` is not a probability, a learned variance is
+            to be weighted, or v is to be learned under a variance-exploding schedule.
     """
     if kind not in get_args(f.Kind):
         raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, get_args(f.Kind)))}")
     if not 0 <= drop_label <= 1:
         raise ValueError(f"drop_label={drop_label} must lie in [0, 1]")
+    if kind == "v" and not schedule.preserving:
+        raise ValueError(
+            "kind='v' grows with the noise of a variance-exploding schedule; use 'eps'"
+        )
     if learned_variance and gamma is not None:
         raise ValueError(f"gamma={gamma} cannot weight the hybrid loss of learned_variance=True")
 
@@ -96,8 +98,10 @@ def diffusion(
             dropped = uniform(fold(keys, 2)) < drop_label
             label = jnp.where(dropped, classes, batch["label"])
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        output: Any = denoiser.apply(
-            {"params": params["denoiser"]},
+        output = _output(
+            denoiser,
+            schedule,
+            params,
             f.diffuse(x0, eps, alpha, sigma),
             t.astype(jnp.float32),
             label,
@@ -192,12 +196,12 @@ def predictor(
     """Make the `(xt, t) -> Prediction` that samplers and bounds call.
 
     Args:
-        denoiser: as given to `diffusion`, like all that follow.
-        schedule: of the noise.
+        denoiser: as given to `diffusion`.
+        schedule: likewise.
         params: weights by network.
         cond: {"label": (b,)}, or empty for no condition.
-        classes: number of labels.
-        kind: what the denoiser outputs.
+        classes: as given to `diffusion`.
+        kind: likewise.
         scale: of classifier-free guidance; 1 is none.
         rescale: φ of its rescaling.
 
@@ -211,7 +215,7 @@ def predictor(
         raise ValueError(f"guidance={scale} needs a label to guide to")
 
     def network(xt: Array, t: Array, label: Array | None) -> Any:
-        return denoiser.apply({"params": params["denoiser"]}, xt, t, label, train=False)
+        return _output(denoiser, schedule, params, xt, t, label, train=False)
 
     output: Callable[[Array, Array], Array] = lambda xt, t: network(xt, t, None)
     if label is not None:
@@ -231,10 +235,8 @@ def bits_per_dim(
     kind: f.Kind = "eps",
     learned_variance: bool = False,
     terms: int | None = None,
-    batch: int = 128,
-    seed: int = 0,
-) -> Callable[..., float]:
-    """Make the evaluation of the variational bound over a set of images.
+) -> Callable[..., Array]:
+    """Make `(params, stats, batch, keys) -> (b,)`, the variational bound of each example.
 
     Args:
         denoiser: as given to `diffusion`, like the next four.
@@ -243,36 +245,29 @@ def bits_per_dim(
         kind: what the denoiser outputs.
         learned_variance: whether it outputs a variance too; otherwise the bound is the small one's.
         terms: of the bound, drawn one a stratum; all by default.
-        batch: images at a time.
-        seed: of the noise.
 
     Returns:
-        `(params, examples, n) -> bits/dim`, an average over the first n of `examples`, a
-        dict of arrays like a batch.
+        The function; its bounds are in bits/dim, on images of 8 bits a value.
     """
     variance = "learned" if learned_variance else "small"
 
-    @jax.jit
-    def total(params: Any, examples: Batch, index: Array, real: Array) -> Array:
-        cond = {"label": examples["label"]} if classes else {}
+    def bound(params: Any, stats: Any, batch: Batch, keys: Array) -> Array:
+        cond = {"label": batch["label"]} if classes else {}
         predict = predictor(denoiser, schedule, params, cond, classes=classes, kind=kind)
-        keys = example_keys(stream(seed, "bound"), index)
-        bound = f.variational_bound(
-            predict, schedule, examples["image"], keys, variance=variance, terms=terms
+        return f.variational_bound(
+            predict, schedule, batch["image"], keys, variance=variance, terms=terms
         )
-        return jnp.sum(bound * real)
 
-    def average(params: Any, examples: Batch, n: int) -> float:
-        n = min(n, batch_size(examples))
-        bits = 0.0
-        for start in range(0, n, batch):
-            index = np.arange(start, start + batch)
-            rows = np.minimum(index, n - 1)  # the last example fills the last batch up
-            some = jax.tree.map(lambda x, rows=rows: x[rows], examples)
-            bits += float(total(params, some, index, index < n))
-        return bits / n
+    return bound
 
-    return average
+
+def _output(
+    denoiser: nn.Module, schedule: Schedule, params: Any, xt: Array, t: Array, *args: Any, **kw: Any
+) -> Any:
+    """Apply the network, to inputs of about unit variance whatever the schedule."""
+    if not schedule.preserving:
+        xt = expand(schedule.unit(t), xt.ndim) * xt
+    return denoiser.apply({"params": params["denoiser"]}, xt, t, *args, **kw)
 
 
 def _choose(name: str, value: str, table: dict[str, Any]) -> Any:

@@ -2,8 +2,12 @@ import numpy as np
 import pytest
 
 from aigc_jax.core.types import Model
+from aigc_jax.data.batches import whole
+from aigc_jax.data.sources import arrays
+from aigc_jax.data.transforms import normalise
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
 from aigc_jax.metrics.judge import Judge
+from aigc_jax.metrics.pictures import to_uint8
 
 RNG = np.random.default_rng(0)
 LEVELS = np.array([-0.8, 0.0, 0.8], np.float32)
@@ -20,7 +24,14 @@ def classes(image):
 
 
 JUDGE = Judge(lambda x: x.reshape(len(x), -1), classes, "grey", 0.9)
-TRAIN, TEST = (images(np.repeat(np.arange(3), n)) for n in (100, 50))
+
+
+def split(n):
+    label = np.repeat(np.arange(3), n)
+    return {"image": to_uint8(images(label)), "label": label}
+
+
+DATA = arrays(split(100), split(50), classes=("dark", "grey", "light"))
 
 
 def model(draw):
@@ -31,9 +42,7 @@ def test_a_perfect_model_scores_as_real_data_does():
     scores = evaluate_classes(
         model(lambda n, cond, **_: images(cond["label"])),
         JUDGE,
-        TRAIN,
-        TEST,
-        classes=3,
+        DATA,
         per_class=40,
     )
     assert scores["agreement_grey/120-ema"] == 1
@@ -45,7 +54,7 @@ def test_a_perfect_model_scores_as_real_data_does():
 
 def test_a_model_that_ignores_the_label_is_found_out():
     stuck = model(lambda n, cond, **_: images(np.zeros(n, int)))
-    scores = evaluate_classes(stuck, JUDGE, TRAIN, TEST, classes=3, per_class=40)
+    scores = evaluate_classes(stuck, JUDGE, DATA, per_class=40)
     assert scores["agreement_grey/120-ema"] == pytest.approx(1 / 3)
     assert scores["classes_grey/120-ema"] == 1
     assert scores["recall_grey/test-120-ema"] < 0.5
@@ -59,14 +68,15 @@ def test_options_reach_the_sampler():
         seen.update(options)
         return images(cond["label"])
 
-    evaluate_classes(model(draw), JUDGE, TRAIN, TEST, classes=3, per_class=10, seed=5, steps=7)
+    evaluate_classes(model(draw), JUDGE, DATA, per_class=10, seed=5, steps=7)
     assert seen == {"seed": 5, "steps": 7}
 
 
 def test_pictures_have_a_row_a_class_and_samples_beside_their_neighbours():
-    exact = {k: TRAIN[k * 100 : k * 100 + 4] for k in range(3)}
+    train = whole(DATA.train, normalise)["image"]
+    exact = {k: train[k * 100 : k * 100 + 4] for k in range(3)}
     drawn = model(lambda n, cond, **_: np.concatenate([exact[k] for k in range(3)]))
-    pictures = picture_classes(drawn, TRAIN, classes=3, columns=4, scale=2)
+    pictures = picture_classes(drawn, DATA, columns=4, scale=2)
     assert pictures["samples"].shape == (3 * (4 + 2) + 2, 4 * (4 + 2) + 2, 3)
     grid = pictures["neighbours"]
     # Each sample is a training image: its nearest neighbour, after the double gap, is itself.

@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.metrics.judge import Judge, batched
+from aigc_jax.core.types import Model
+from aigc_jax.data.sources import arrays
+from aigc_jax.metrics.judge import Judge, accuracy, batched
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
@@ -42,3 +44,13 @@ def test_bad_calls_are_refused():
         batched(lambda x: x, x, size=0)
     with pytest.raises(ValueError, match=r"^fn returned shape \(\) for 2 images$"):
         batched(np.sum, x, size=2)
+
+
+def test_accuracy_is_the_share_of_right_answers_on_the_test_split():
+    image = np.full((4, 2, 2, 1), 255, np.uint8)
+    data = arrays(
+        {"image": image[:1], "label": np.array([5])},
+        {"image": image, "label": np.array([1, 1, 2, 1])},
+    )
+    draw = lambda n, cond: {"label": cond["image"][:n, 0, 0, 0].astype(int)}  # white is 1
+    assert accuracy(Model({}, {}, draw), data) == {"accuracy/test-4": 0.75}

@@ -26,9 +26,9 @@ class Table(nn.Module):
         return logits, jnp.zeros((len(image), 2))
 
 
-def evaluate(**options):
+def evaluate(label=LABEL, **options):
     task = classifier(Table(), optax.sgd(0.1), **options)
-    batch = {"image": jnp.zeros((3, 2, 2, 1)), "label": jnp.asarray(LABEL)}
+    batch = {"image": jnp.zeros((3, 2, 2, 1)), "label": jnp.asarray(label)}
     params, stats = task.init(stream(0, "init"), batch)
     return task, task.phases[0].loss(params, stats, batch, KEYS, Mode(train=True))
 
@@ -42,6 +42,11 @@ def test_loss_is_the_smoothed_cross_entropy(smoothing):
     expected = -(1 - smoothing) * log_p[range(3), LABEL] - smoothing * log_p.mean(1)
     np.testing.assert_allclose(out.loss, expected, rtol=1e-5)
     assert out.weight.tolist() == [1, 1, 1]
+
+
+def test_a_label_that_is_no_class_is_not_another():
+    _, out = evaluate(label=np.array([0, 3, 1]))
+    assert np.isnan(out.loss).tolist() == [False, True, False]
 
 
 def test_accuracy_is_each_examples_own():

@@ -15,7 +15,7 @@ from aigc_jax.core.types import Mode
 from aigc_jax.functional import diffusion as f
 from aigc_jax.functional.schedules import Schedule, cosine, from_betas, karras, linear
 from aigc_jax.nn.embed import sinusoidal
-from aigc_jax.tasks.diffusion import SOLVERS, SPACINGS, diffusion, predictor
+from aigc_jax.tasks.diffusion import SOLVERS, SPACINGS, bits_per_dim, diffusion, predictor
 from aigc_jax.train.step import averaged, init, make_step
 
 SHAPE = (2, 3, 1)
@@ -225,10 +225,41 @@ def test_every_spacing_will_do(spacing):
 
 def test_variance_exploding_schedules_will_do():
     schedule = karras()
-    task = diffusion(perfect("eps", schedule), schedule, TX, shape=SHAPE)
+    knowing = perfect("eps", schedule).output
+    # The network meets inputs of about unit variance, and here undoes that.
+    whole = lambda xt, t: xt * jnp.sqrt(1 + schedule.sigma(t) ** 2)[:, None, None, None]
+    network = Network(lambda xt, t, label: knowing(whole(xt, t), t, label))
+    task = diffusion(network, schedule, TX, shape=SHAPE)
     assert loss(task, copies(16), keys_of(16)).max() < 1e-6
     samples = draw(task, solver="heun", spacing="karras", steps=4)
     np.testing.assert_allclose(samples, np.broadcast_to(IMAGE, samples.shape), atol=2e-3)
+
+
+def test_inputs_are_of_unit_variance_under_any_schedule():
+    for schedule in (linear(), karras()):
+        seen = Network(lambda xt, t, label: xt)
+        task = diffusion(seen, schedule, TX, shape=SHAPE)
+        keys = keys_of(16384)
+        values = loss(task, copies(16384), keys)
+        t = randint(fold(keys, 0), 0, schedule.steps)
+        noise = schedule.sigma(t) * schedule.unit(t)  # the share in what the network meets
+        # E (√(1 - noise²)·x0 + noise·ε - ε)²
+        expected = (1 - noise**2) * np.mean(IMAGE**2) + (1 - noise) ** 2
+        assert values.mean() == pytest.approx(float(expected.mean()), rel=0.05)
+    with pytest.raises(ValueError, match=r"^kind='v' grows with the noise"):
+        diffusion(seen, karras(), TX, shape=SHAPE, kind="v")
+
+
+def test_bits_per_dim_are_the_bound_of_the_labelled_prediction():
+    batch = {"image": jnp.asarray(IMAGES[:2]), "label": jnp.array([0, 1])}
+    keys, options = keys_of(2), {"classes": 3, "kind": "x0"}
+    network = perfect("x0")
+    run = jax.jit(bits_per_dim(network, SCHEDULE, terms=10, **options))
+    predict = predictor(network, SCHEDULE, PARAMS, {"label": batch["label"]}, **options)
+    expected = f.variational_bound(predict, SCHEDULE, batch["image"], keys, terms=10)
+    np.testing.assert_allclose(run(PARAMS, {}, batch, keys), expected, rtol=1e-4)
+    wrong = run(PARAMS, {}, batch | {"label": jnp.array([1, 0])}, keys)
+    assert (wrong > 10 * expected).all()
 
 
 def test_solvers_and_spacings_are_all_there():
