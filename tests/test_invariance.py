@@ -15,8 +15,10 @@ from aigc_jax.core.types import State, Task
 from aigc_jax.functional import schedules
 from aigc_jax.models.convnet import ConvNet
 from aigc_jax.models.unet import UNet
+from aigc_jax.models.vae import MLPDecoder, MLPEncoder
 from aigc_jax.tasks.classifier import classifier
 from aigc_jax.tasks.diffusion import diffusion
+from aigc_jax.tasks.vae import vae
 from aigc_jax.train.compile import jit_step, pmap_step
 from aigc_jax.train.step import init, make_step
 
@@ -32,7 +34,11 @@ def classifier_task() -> Task:
     return classifier(ConvNet(3, channels=(8,), features=8, dropout=0.0), optax.sgd(0.1))
 
 
-TASKS = {"diffusion": diffusion_task, "classifier": classifier_task}
+def vae_task() -> Task:
+    return vae(MLPEncoder(4, 16), MLPDecoder((8, 8, 1), 16), optax.sgd(0.01), latent=4)
+
+
+TASKS = {"diffusion": diffusion_task, "classifier": classifier_task, "vae": vae_task}
 LAYOUTS = ("jit4", "pmap4", "fsdp4", "accumulate2", "accumulate2x4")
 # BatchNorm sees microbatches one by one: accumulation inherently changes it.
 CASES = [
@@ -93,6 +99,31 @@ def test_layout_does_not_matter(name, layout):
     assert state.step == STEPS
 
 
+@pytest.mark.parametrize(
+    ("name", "compiler"),
+    [("diffusion", "jit"), ("classifier", "jit"), ("vae", "jit"), ("vae", "pmap")],
+)
+def test_several_steps_a_call_are_those_steps(name, compiler):
+    """To rounding: these tests' flags let the compiler arrange the two programs differently.
+
+    `tests/quality` holds that they agree bit for bit under its ordinary ones.
+    """
+    mesh, task = make_mesh(jax.devices()[:1]), TASKS[name]()
+    state = put_state(start(name), mesh)
+    if compiler == "jit":
+        step, put = jit_step(task, mesh, seed=SEED, inner_steps=3), lambda x: put_batch(x, mesh, 1)
+    else:
+        step, put = pmap_step(task, jax.devices()[:1], seed=SEED, inner_steps=3), lambda x: x
+    history = []
+    for i in (0, 3):
+        batches = [batch(i + j) for j in range(3)]
+        state, metrics = step(state, put(jax.tree.map(lambda *x: np.stack(x), *batches)))
+        history += [jax.tree.map(lambda m, j=j: m[j], metrics) for j in range(3)]
+    expected, expected_metrics = reference(name)
+    chex.assert_trees_all_close(jax.device_get(state), expected, atol=1e-6, rtol=1e-6)
+    chex.assert_trees_all_close(jax.device_get(history), expected_metrics, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_step_traces_once_and_donates(name):
     task = TASKS[name]()
@@ -101,6 +132,8 @@ def test_step_traces_once_and_donates(name):
     state = jax.tree.map(jnp.asarray, start(name))
     first = jax.tree.leaves(state.params)[0]
     batches = [jax.device_put(batch(i)) for i in range(2)]
+    # A CPU may not enforce the guard on what leaves the device, as a callback would.
+    assert "callback" not in str(jax.make_jaxpr(make_step(task, seed=SEED))(state, batches[0]))
     with jax.transfer_guard("disallow"):
         for one in batches:
             state, metrics = step(state, one)
