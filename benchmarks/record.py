@@ -14,14 +14,15 @@ import jax
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
+def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **versions: str) -> Path:
     """Write `<name>.json`: the rows, and the hardware, versions, command and date they came of."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     record = {
         "hardware": hardware(),
         "versions": {"python": platform.python_version()}
-        | {each: importlib.metadata.version(each) for each in ("jax", "numpy", "flax", "optax")},
+        | {each: importlib.metadata.version(each) for each in ("jax", "numpy", "flax", "optax")}
+        | versions,
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "rows": rows,

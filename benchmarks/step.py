@@ -1,122 +1,175 @@
-"""Measure the DDPM CIFAR-10 training step: `python -m benchmarks.step`.
+"""Measure training steps: `python -m benchmarks.step [EXPERIMENT ...]`.
 
-Each row is one compiler, type and batch size: compile time, step time, images/s, peak memory, and
-model FLOP utilisation: XLA's count of the step's operations over what a large matrix product
-reaches in the same run and type. The batch is random and stays on the device.
+An experiment is its name, or its name and some arguments: `ddpm_cifar10:dtype=bfloat16,batch=512`.
+By default all those whose data are here.
+
+Each row is one experiment and compiler: compile time, first call, step time, examples/s a device,
+memory, operations as XLA counts them and as `benchmarks.flops` does, bytes moved; and how these
+compare with a large matrix product and a large copy, measured in the same run. The batch is a real
+one and stays on the device; steps are dispatched as training does, without waiting for each.
 """
 
 import argparse
-import itertools
+import ast
+import importlib
+import pkgutil
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 
-from aigc_jax.core.keys import stream
+import experiments
+from aigc_jax.core.keys import example_keys, stream
 from aigc_jax.core.parallel import make_mesh, put_batch
-from aigc_jax.core.types import Task
-from aigc_jax.functional.schedules import linear
-from aigc_jax.models.unet import UNet
-from aigc_jax.tasks.diffusion import diffusion
+from aigc_jax.core.types import Experiment, Mode, Task
 from aigc_jax.train.compile import jit_init, jit_step, pmap_step
 from benchmarks import record
+from benchmarks.flops import count_flops
+
+NAMES = sorted(module.name for module in pkgutil.iter_modules(experiments.__path__))
 
 
-def ddpm(dtype: str, tiny: bool) -> Task:
-    """The network and optimiser of `experiments/ddpm_cifar10.py`, or a tiny one to try this out."""
-    size: dict[str, Any] = {"channels": 16, "multipliers": (1, 2), "blocks": 1} if tiny else {}
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-4))
-    denoiser = UNet(dtype=jnp.dtype(dtype), **size)
-    return diffusion(denoiser, linear(), tx, shape=(32, 32, 3))
+def make(spec: str) -> Experiment:
+    """Make the experiment that `name:argument=value,...` says."""
+    name, _, arguments = spec.partition(":")
+    if name not in NAMES:
+        raise SystemExit(f"no experiment {name!r}; there are {', '.join(NAMES)}")
+    given = dict(pair.split("=", 1) for pair in arguments.split(",") if pair)
+    return getattr(importlib.import_module(f"experiments.{name}"), name)(
+        **{key: _literal(value) for key, value in given.items()}
+    )
 
 
-def matrix_product(dtype: str, n: int) -> float:
-    """Measure the FLOP/s of an n×n matrix product in a type, as the training step computes it."""
-    a, b = jax.random.normal(jax.random.key(0), (2, n, n)).astype(dtype)
-    multiply = jax.jit(jnp.dot)
-    multiply(a, b).block_until_ready()
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        multiply(a, b).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / statistics.median(seconds)
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
-def measure(compiler: str, dtype: str, batch: int, steps: int, tiny: bool) -> dict[str, Any]:
+def measure(experiment: Experiment, compiler: str, seconds: float) -> dict[str, Any]:
     """Measure one row."""
-    task, mesh = ddpm(dtype, tiny), make_mesh()
-    image = np.random.default_rng(0).uniform(-1, 1, (batch, 32, 32, 3)).astype(np.float32)
-    example = {"image": image[: len(jax.devices())]}
-    state = jit_init(task, mesh)(stream(0, "init"), example)
-    lowered = jit_step(task, mesh, seed=0).lower(state, put_batch({"image": image}, mesh))
-    start = time.perf_counter()
-    step = lowered.compile()
-    compiling = time.perf_counter() - start
-    flops = (step.cost_analysis() or {}).get("flops", float("nan"))
-    data = put_batch({"image": image}, mesh)
-    if compiler == "pmap":
-        step, data = pmap_step(task, seed=0), {"image": jnp.asarray(image)}
+    task, mesh = experiment.task, make_mesh()
+    batch = experiment.data(0)[0]
+    state = jit_init(task, mesh)(stream(0, "init"), batch)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    model_flops = 3 * loss_flops(task, state, batch)
 
-    for _ in range(3):
-        state, metrics = step(state, data)
-    jax.block_until_ready(metrics)
-    seconds = []
-    for _ in range(5):  # several steps a measurement, so that dispatch overlaps as in training
+    program = jit_step(task, mesh, seed=0)
+    on_device = put_batch(batch, mesh)
+    start = time.perf_counter()
+    step: Any = program.lower(state, on_device).compile()
+    compile_seconds = time.perf_counter() - start
+    costs = step.cost_analysis() or {}
+    memory = step.memory_analysis()
+    if compiler == "pmap":
+        step, on_device = pmap_step(task, seed=0), jax.tree.map(jnp.asarray, batch)
+    start = time.perf_counter()
+    state, metrics = jax.block_until_ready(step(state, on_device))
+    first_seconds = time.perf_counter() - start
+
+    def run(n: int) -> float:
+        nonlocal state, metrics
         start = time.perf_counter()
-        for _ in range(steps):
-            state, metrics = step(state, data)
+        for _ in range(n):
+            state, metrics = step(state, on_device)
         jax.block_until_ready((state, metrics))
-        seconds.append((time.perf_counter() - start) / steps)
-    median = statistics.median(seconds)
-    # Over the process so far: rows run from the smallest batch to the largest.
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return (time.perf_counter() - start) / n
+
+    once = min(run(1) for _ in range(3))
+    several = max(1, round(seconds / 20 / once))  # dispatched without waiting, as in training
+    times = sorted(run(several) for _ in range(20))
+    median = statistics.median(times)
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    devices, flops = mesh.size, costs.get("flops")
     return {
-        "experiment": "tiny" if tiny else "ddpm_cifar10",
         "compiler": compiler,
-        "dtype": dtype,
-        "batch": batch,
-        "compile_seconds": round(compiling, 1),
+        "batch": experiment.batch,
+        "parameters": parameters,
+        "compile_seconds": round(compile_seconds, 2),
+        "first_call_seconds": round(first_seconds, 3),
         "step_milliseconds": round(1e3 * median, 3),
-        "fastest": round(1e3 * min(seconds), 3),
-        "slowest": round(1e3 * max(seconds), 3),
-        "images_per_second": round(batch / median, 1),
-        "peak_memory_bytes": memory,
-        "step_flops": flops,
-        "flops_per_second": flops / median,
-        "loss": float(metrics["denoiser/loss"].total / metrics["denoiser/loss"].weight),
+        "step_milliseconds_p10": round(1e3 * times[2], 3),
+        "step_milliseconds_p90": round(1e3 * times[-3], 3),
+        "examples_per_second_per_device": round(experiment.batch / median / devices, 2),
+        "model_flops": model_flops,
+        "xla_flops": flops,
+        "model_flops_per_second_per_device": model_flops / median / devices,
+        "bytes_accessed_per_second": costs.get("bytes accessed", float("nan")) / median,
+        "program_memory_bytes": memory.temp_size_in_bytes + memory.argument_size_in_bytes,
+        "process_peak_memory_bytes": peak,  # of this process so far, where the device says
     }
 
 
+def loss_flops(task: Task, state: Any, batch: Any) -> int:
+    """Count the operations of one evaluation of each phase's loss, as often as it is due."""
+    keys = example_keys(stream(0, "flops"), jnp.arange(len(next(iter(batch.values())))))
+    return sum(
+        count_flops(lambda *a, loss=p.loss: loss(*a, Mode(True)), *state[1:3], batch, keys)
+        // p.every
+        for p in task.phases
+    )
+
+
+def matrix_product(dtype: str, n: int) -> float:
+    """Measure the FLOP/s of an n×n matrix product in a type, as a training step computes it."""
+    a, b = jax.random.normal(jax.random.key(0), (2, n, n)).astype(dtype)
+    return 2 * n**3 / _seconds(jax.jit(jnp.dot), a, b)
+
+
+def copy(n: int) -> float:
+    """Measure the bytes/s that reading and writing an array of n floats moves."""
+    return 2 * 4 * n / _seconds(jax.jit(lambda x: x + 1), jnp.zeros(n))
+
+
+def _seconds(fn: Callable[..., Any], *args: Any) -> float:
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        fn(*args).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the DDPM CIFAR-10 training step.")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128])
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--compiler", nargs="+", default=["jit", "pmap"])
-    parser.add_argument("--steps", type=int, default=20, help="steps a measurement")
-    parser.add_argument("--tiny", action="store_true", help="a tiny network, to try this out")
+    parser = argparse.ArgumentParser(description="Measure training steps.")
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT")
+    parser.add_argument("--compiler", nargs="+", default=["jit"], choices=["jit", "pmap"])
+    parser.add_argument("--seconds", type=float, default=10.0, help="to measure a row for")
     parser.add_argument("--name", default="step", help="of the file in benchmarks/results")
     options = parser.parse_args()
-    n = 1024 if jax.default_backend() == "cpu" else 8192
-    peak = {dtype: matrix_product(dtype, n) for dtype in options.dtype}
+
+    cpu = jax.default_backend() == "cpu"
+    products = {t: matrix_product(t, 2048 if cpu else 8192) for t in ("float32", "bfloat16")}
+    moved = copy(2**25 if cpu else 2**28)
     rows = []
-    for batch, dtype, compiler in itertools.product(
-        sorted(options.batch), options.dtype, options.compiler
-    ):
-        row = measure(compiler, dtype, batch, options.steps, options.tiny)
-        row["matrix_product_flops_per_second"] = peak[dtype]
-        row["model_flop_utilisation"] = row["flops_per_second"] / peak[dtype]
-        rows.append(row)
-        print(
-            f"{dtype:9} {compiler:5} batch {batch:5}  {row['images_per_second']:10,.0f} images/s  "
-            f"{row['step_milliseconds']:8.2f} ms  MFU {row['model_flop_utilisation']:6.1%}  "
-            f"compiled in {row['compile_seconds']} s",
-            flush=True,
-        )
+    for spec in options.experiments or NAMES:
+        try:
+            experiment = make(spec)
+            experiment.data(0)[0]
+        except (FileNotFoundError, ImportError) as error:
+            print(f"{spec}: left out: {str(error).splitlines()[0]}", flush=True)
+            continue
+        for compiler in options.compiler:
+            dtype = "bfloat16" if "bfloat16" in spec else "float32"
+            row = {"experiment": spec, **measure(experiment, compiler, options.seconds)}
+            row["matrix_product_flops_per_second"] = products[dtype]
+            row["model_flop_utilisation"] = (
+                row["model_flops_per_second_per_device"] / products[dtype]
+            )
+            row["copy_bytes_per_second"] = moved
+            rows.append(row)
+            print(
+                f"{spec:32} {compiler:4}  {row['examples_per_second_per_device']:10,.1f} "
+                f"examples/s  {row['step_milliseconds']:9.2f} ms "
+                f"({row['step_milliseconds_p10']:.2f} to {row['step_milliseconds_p90']:.2f})  "
+                f"MFU {row['model_flop_utilisation']:6.1%}  "
+                f"compiled in {row['compile_seconds']:.1f} s",
+                flush=True,
+            )
     print(f"written to {record.write(options.name, rows)}")
 
 

@@ -1,0 +1,393 @@
+"""Measure beside PyTorch and diffusers: `python -m benchmarks.peers [CASE ...]`.
+
+Each case does the same work on both sides, from the same weights where there is a converter: first
+the difference of what they compute, then the ratio of speeds, over rounds in which the two
+alternate, so that a machine which slows down for a while slows both. The peer is the best of its
+variants (eager, `torch.compile`, channels last), found in a first round. A ratio over 1 says that
+we are faster.
+
+Needs the `parity` extra, and PyTorch before it: `pip install torch==2.13.0`.
+"""
+
+import argparse
+import contextlib
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from aigc_jax.core.keys import example_keys, stream
+from aigc_jax.core.parallel import make_mesh, put_batch
+from aigc_jax.core.types import Task
+from aigc_jax.data import batches, sources, transforms
+from aigc_jax.functional.schedules import linear, uniform_times
+from aigc_jax.models.vae import MLPDecoder, MLPEncoder
+from aigc_jax.pretrained.unet2d import read_unet2d
+from aigc_jax.samplers.diffusion import sample_ddim
+from aigc_jax.tasks.diffusion import diffusion, predictor
+from aigc_jax.tasks.vae import vae
+from aigc_jax.train.compile import jit_init, jit_step
+from benchmarks import record
+
+SECONDS = 1.0  # about how long one side works before the other does
+
+
+class Case(NamedTuple):
+    """One piece of work on both sides.
+
+    Attributes:
+        ours: does `ours_units` of it, and waits for the result.
+        peers: variant -> what does `peer_units` of it.
+        ours_units: examples a call.
+        peer_units: likewise.
+        difference: the largest absolute difference of what the two compute, from the same weights.
+    """
+
+    ours: Callable[[], Any]
+    peers: dict[str, Callable[[], Any]]
+    ours_units: int
+    peer_units: int
+    difference: float | None = None
+
+
+# Cases
+
+
+def ddpm_step(size: str, batch: int) -> Case:
+    """A DDPM training step: noise, forward, backward, clipping, Adam."""
+    import torch
+    from torch import nn
+
+    net, unet, params = unets(size)
+    schedule = linear()
+    alpha_bar = torch.tensor(np.asarray(schedule.alpha(np.arange(1000.0))) ** 2)
+    image = np.random.default_rng(0).uniform(-1, 1, (batch, 32, 32, 3)).astype(np.float32)
+
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-4))
+    task = diffusion(unet, schedule, tx, shape=(32, 32, 3))._replace(average={})
+    advance = stepper(task, {"image": image}, {"denoiser": params})
+
+    def step(net: Any, layout: Any) -> Callable[[], Any]:
+        optimiser = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
+        x0 = torch.tensor(image.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+
+        def run() -> None:
+            t, eps = torch.randint(0, 1000, (batch,)), torch.randn_like(x0)
+            share = alpha_bar[t][:, None, None, None]
+            output = net(share.sqrt() * x0 + (1 - share).sqrt() * eps, t).sample
+            optimiser.zero_grad(set_to_none=True)
+            nn.functional.mse_loss(output, eps).backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+
+        return run
+
+    difference = output_difference(net, unet, params, image[:2])
+    return Case(advance, torch_variants(net.train(), step), batch, batch, difference)
+
+
+def ddim(size: str, batch: int) -> Case:
+    """50 steps of DDIM from the same noise."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    net, unet, params = unets(size)
+    schedule = linear()
+    times = uniform_times(schedule, 50)
+    noise = np.random.default_rng(0).normal(size=(batch, 32, 32, 3)).astype(np.float32)
+    keys = example_keys(stream(0, "sample"), jnp.arange(batch))
+    x = jnp.asarray(noise)
+
+    @jax.jit
+    def draw(params: Any, x: Any) -> Any:
+        predict = predictor(unet, schedule, {"denoiser": params}, {})
+        return sample_ddim(predict, schedule, times, x, keys, clip=1.0)
+
+    scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=True)
+    scheduler.set_timesteps(50)
+
+    def sampler(net: Any, layout: Any) -> Callable[[], Any]:
+        start = torch.tensor(noise.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+
+        @torch.inference_mode()
+        def run() -> Any:
+            x: Any = start
+            for t in scheduler.timesteps:
+                x = scheduler.step(net(x, t).sample, t, x).prev_sample  # pyright: ignore
+            return x
+
+        return run
+
+    net = net.eval()
+    theirs = sampler(net, torch.contiguous_format)().numpy().transpose(0, 2, 3, 1)
+    difference = float(np.abs(np.asarray(draw(params, x)) - theirs).max())
+    ours = lambda: draw(params, x).block_until_ready()
+    return Case(ours, torch_variants(net, sampler), batch, batch, difference)
+
+
+def vae_step(batch: int, inner_steps: int = 20) -> Case:
+    """A step of the 784-400-20 VAE, where dispatch weighs."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as f
+
+    shape = (inner_steps, batch, 28, 28, 1)
+    image = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    task = vae(MLPEncoder(20, 400), MLPDecoder((28, 28, 1), 400), optax.adam(1e-3), latent=20)
+    advance = stepper(task, {"image": image}, inner_steps=inner_steps)
+
+    class VAE(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(784, 400), nn.Linear(400, 40)
+            self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
+
+        def forward(self, x: Any) -> Any:
+            mu, logvar = self.fc2(f.relu(self.fc1(x))).chunk(2, -1)
+            z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+            logits = self.fc4(f.relu(self.fc3(z)))
+            nll = f.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+            return nll + 0.5 * torch.sum(mu**2 + logvar.exp() - 1 - logvar)
+
+    data = torch.tensor((image.reshape(inner_steps, batch, 784) + 1) / 2)
+
+    def step(net: Any, layout: Any) -> Callable[[], Any]:
+        optimiser = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
+
+        def run() -> None:
+            for x in data:
+                optimiser.zero_grad(set_to_none=True)
+                (net(x) / batch).backward()
+                optimiser.step()
+
+        return run
+
+    net = VAE()
+    peers = {
+        "eager": step(net, None),
+        "compile": step(torch.compile(VAE()), None),
+    }
+    return Case(advance, peers, batch * inner_steps, batch * inner_steps)
+
+
+def input_pipeline(batch: int = 128, steps: int = 100) -> Case:
+    """Shuffled batches of 28×28 images held in memory, as float32 in [−1, 1]."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+    image = np.random.default_rng(0).integers(0, 256, (60_000, 28, 28, 1), np.uint8)
+    label = np.arange(60_000) % 10
+    columns = {"image": image, "label": label}
+    source = sources.arrays(columns, columns).train
+    ready = batches.prefetch(batches.batches(source, batch, 0, transform=transforms.normalise))
+
+    class Items(Dataset):
+        """What a user writes first: an item at a time."""
+
+        def __len__(self) -> int:
+            return len(image)
+
+        def __getitem__(self, i: int) -> Any:
+            return torch.from_numpy(image[i]).float() / 127.5 - 1, label[i]
+
+    class Gathered(TensorDataset):
+        """What a careful user writes: a batch at a time."""
+
+        def __getitems__(self, index: list[int]) -> Any:
+            x, y = (tensor[index] for tensor in self.tensors)
+            return x.float() / 127.5 - 1, y
+
+    tensors = Gathered(torch.from_numpy(image), torch.from_numpy(label))
+
+    def loader(dataset: Any, **options: Any) -> Callable[[], Any]:
+        forever = itertools.chain.from_iterable(
+            DataLoader(dataset, batch, shuffle=True, drop_last=True, **options)
+            for _ in itertools.count()
+        )
+        return lambda: [next(forever) for _ in range(steps)]
+
+    whole = {"collate_fn": lambda x: x}
+    peers = {
+        "items": loader(Items()),
+        "batches": loader(tensors, **whole),
+        "items, 2 workers": loader(Items(), num_workers=2, persistent_workers=True),
+    }
+    return Case(lambda: [next(ready) for _ in range(steps)], peers, batch * steps, batch * steps)
+
+
+CASES: dict[str, Callable[[str], Case]] = {
+    "ddpm_step": lambda size: ddpm_step(size, 16),
+    "ddim_1": lambda size: ddim(size, 1),
+    "ddim_16": lambda size: ddim(size, 16),
+    "vae_step_128": lambda size: vae_step(128),
+    "vae_step_8": lambda size: vae_step(8),
+    "input": lambda size: input_pipeline(),
+}
+
+
+# Both sides
+
+
+def unets(size: str) -> tuple[Any, Any, Any]:
+    """Make diffusers' U-Net with random weights, and ours with the same."""
+    import torch
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    channels = {"small": (32, 64), "medium": (64, 128, 128), "ddpm": (128, 256, 256, 256)}[size]
+    levels = len(channels)
+    down = ["DownBlock2D"] * levels
+    up = ["UpBlock2D"] * levels
+    down[1], up[-2] = "AttnDownBlock2D", "AttnUpBlock2D"
+    net = UNet2DModel(
+        sample_size=32,
+        block_out_channels=channels,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        layers_per_block=2,
+        attention_head_dim=None,
+        norm_eps=1e-6,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        net.save_pretrained(folder)
+        unet, params = read_unet2d(Path(folder))
+    return net, unet, params
+
+
+def output_difference(net: Any, unet: Any, params: Any, image: np.ndarray) -> float:
+    """Return the largest difference of the two U-Nets' outputs, one time an image."""
+    import torch
+
+    t = np.linspace(10, 990, len(image)).round()
+    ours = unet.apply({"params": params}, image, jnp.asarray(t))
+    with torch.inference_mode():
+        theirs = net(torch.tensor(image.transpose(0, 3, 1, 2)), torch.tensor(t)).sample
+    return float(np.abs(np.asarray(ours) - theirs.numpy().transpose(0, 2, 3, 1)).max())
+
+
+def stepper(
+    task: Task, batch: dict[str, np.ndarray], params: Any = None, inner_steps: int = 1
+) -> Callable[[], Any]:
+    """Make our side of a training case: a call takes the batch from the host, and a step."""
+    mesh, axis = make_mesh(), int(inner_steps > 1)
+    first = {key: x[0] if axis else x for key, x in batch.items()}
+    state = jit_init(task, mesh)(stream(0, "init"), first)
+    if params is not None:
+        state = state._replace(params=jax.tree.map(jnp.asarray, params))
+    step = jit_step(task, mesh, seed=0, inner_steps=inner_steps)
+
+    def advance() -> None:
+        nonlocal state
+        state, metrics = step(state, put_batch(batch, mesh, axis))
+        jax.block_until_ready(metrics)
+
+    return advance
+
+
+def torch_variants(net: Any, make: Callable[[Any, Any], Callable[[], Any]]) -> dict[str, Any]:
+    """Make the variants of a peer: each layout of memory, eager and compiled."""
+    import copy
+
+    import torch
+
+    variants = {}
+    for name, layout in (
+        ("contiguous", torch.contiguous_format),
+        ("channels last", torch.channels_last),
+    ):
+        placed = copy.deepcopy(net).to(memory_format=layout)
+        variants[f"eager, {name}"] = make(placed, layout)
+        variants[f"compile, {name}"] = make(torch.compile(copy.deepcopy(placed)), layout)
+    return variants
+
+
+# Timing
+
+
+def timed(call: Callable[[], Any], times: int) -> float:
+    """Return seconds a call."""
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
+
+
+def measure(name: str, case: Case, rounds: int) -> dict[str, Any]:
+    """Find the best variant of the peer, then alternate with it."""
+    seconds = {}
+    for variant, call in case.peers.items():
+        try:
+            call()  # compiles
+            call()
+        except Exception as error:  # a variant that does not run here is not the best
+            print(f"{name}: {variant} does not run: {str(error).splitlines()[0][:200]}", flush=True)
+            continue
+        seconds[variant] = min(timed(call, 1) for _ in range(3))
+    best = min(seconds, key=seconds.__getitem__)
+    case.ours()
+    ours_seconds = min(timed(case.ours, 1) for _ in range(3))
+    times = [max(1, round(SECONDS / s)) for s in (ours_seconds, seconds[best])]
+    ours, theirs = [], []
+    for _ in range(rounds):
+        ours.append(timed(case.ours, times[0]) / case.ours_units)
+        time.sleep(0.3)  # until the threads of the one no longer spin beside the other
+        theirs.append(timed(case.peers[best], times[1]) / case.peer_units)
+        time.sleep(0.3)
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    return {
+        "case": name,
+        "ratio": round(statistics.median(ratios), 3),
+        "lowest": round(ratios[0], 3),
+        "highest": round(ratios[-1], 3),
+        "rounds": rounds,
+        "difference": case.difference,
+        "examples_per_second": round(1 / statistics.median(ours), 2),
+        "peer": best,
+        "peer_examples_per_second": round(1 / statistics.median(theirs), 2),
+        "peer_variants": {v: round(case.peer_units / s, 2) for v, s in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure beside PyTorch and diffusers.")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--size", default="small", choices=["small", "medium", "ddpm"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--name", default="peers", help="of the file in benchmarks/results")
+    options = parser.parse_args()
+    if unknown := set(options.cases) - set(CASES):
+        parser.error(f"no case {min(unknown)!r}; the cases are {', '.join(CASES)}")
+    rows = []
+    for name in options.cases or CASES:
+        row = measure(name, CASES[name](options.size), options.rounds)
+        row["size"] = options.size if name.startswith("dd") else None
+        rows.append(row)
+        gap = "" if row["difference"] is None else f"  difference {row['difference']:.1e}"
+        print(
+            f"{name:14} {row['ratio']:5.2f} × ({row['lowest']:.2f} to {row['highest']:.2f})  "
+            f"{row['examples_per_second']:,.1f} against {row['peer_examples_per_second']:,.1f} "
+            f"examples/s ({row['peer']}){gap}",
+            flush=True,
+        )
+    versions = {}
+    with contextlib.suppress(ImportError):
+        import diffusers
+        import torch
+
+        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    print(f"written to {record.write(options.name, rows, **versions)}")
+
+
+if __name__ == "__main__":
+    main()
