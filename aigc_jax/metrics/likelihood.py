@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -45,6 +46,6 @@ def evaluate_bound(
         index = np.arange(start, start + batch)
         # The last example fills the last batch up, so that one program does for all.
         some = {key: x[np.minimum(index, n - 1)] for key, x in examples.items()}
-        keys = example_keys(stream(seed, "bound"), index)
+        keys = example_keys(stream(seed, "bound"), jnp.asarray(index))
         total += float(np.asarray(run(model.params, model.stats, some, keys))[: n - start].sum())
     return {f"{name}/test-{n}": total / n}

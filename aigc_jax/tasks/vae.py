@@ -91,7 +91,8 @@ def negative_elbo(
 
     def bound(params: Any, stats: Any, batch: Batch, keys: Array) -> tuple[Array, Array]:
         x = batch["image"]
-        mu, logvar = encoder.apply({"params": params["encoder"]}, x)  # pyright: ignore
+        gaussian: Any = encoder.apply({"params": params["encoder"]}, x)
+        mu, logvar = gaussian
         z = mu + jnp.exp(0.5 * logvar) * normal(fold(keys, 0), mu.shape[1:])  # eq. 10
         logits: Any = decoder.apply({"params": params["decoder"]}, z)
         return bernoulli_nll(logits, (x + 1) / 2), gaussian_kl(mu, logvar)

@@ -131,6 +131,10 @@ def fit(
     _check_batch(experiment.batch, mesh.size, accumulate)
 
     task, console = experiment.task, Console(stderr=True)
+    options: Any = {"seed": seed, "accumulate": accumulate}
+    program = functools.partial(jit_step, task, mesh, **options)
+    if compiler == "pmap":
+        program = functools.partial(pmap_step, task, **options)
     tell = functools.partial(_print, console) if jax.process_index() == 0 else lambda _: None
     # As JSON gives it back, so that a tuple and a list are one.
     identity = json.loads(json.dumps(identity | {"seed": seed}, default=str))
@@ -162,13 +166,10 @@ def fit(
                         n, ahead = next(blocks)
                         while step < total:
                             if n not in programs:
-                                options = {"seed": seed, "accumulate": accumulate, "inner_steps": n}
                                 with meter.pause():
-                                    if compiler == "pmap":
-                                        programs[n] = pmap_step(task, **options)
-                                    else:
-                                        program = jit_step(task, mesh, **options)
-                                        programs[n] = _ahead(program, state, ahead, log)
+                                    programs[n] = program(inner_steps=n)
+                                    if compiler == "jit":
+                                        programs[n] = _ahead(programs[n], state, ahead, log)
                             state, metrics = programs[n](state, ahead)
                             step += n
                             if step < total:
