@@ -386,6 +386,8 @@ def main() -> None:
         import torch
 
         versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    for line in record.regressions(options.name, rows, ("case", "size"), "ratio"):
+        print(f"slower than before: {line}")
     print(f"written to {record.write(options.name, rows, **versions)}")
 
 

@@ -31,6 +31,23 @@ def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **versi
     return path
 
 
+def regressions(
+    name: str, rows: list[dict[str, Any]], by: tuple[str, ...], value: str, folder: Path = RESULTS
+) -> list[str]:
+    """Say which rows fall more than 10 % below those written before, matched by some values."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return []
+    before = {tuple(row.get(k) for k in by): row for row in json.loads(path.read_text())["rows"]}
+    found = []
+    for row in rows:
+        key = tuple(row.get(k) for k in by)
+        if key in before and row[value] < 0.9 * before[key][value]:
+            label = " ".join(str(k) for k in key if k is not None)
+            found.append(f"{label}: {value} fell from {before[key][value]} to {row[value]}")
+    return found
+
+
 def hardware() -> dict[str, Any]:
     """Describe the processor, how many of its cores this process may use, and JAX's devices."""
     models = [
