@@ -14,13 +14,13 @@ from benchmarks.record import RESULTS
 TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "peers": (
         "Beside PyTorch and diffusers: how many times as fast (over 1, we are), the median of "
-        "rounds in which the two alternate, and their range",
+        "rounds in which the two alternate, and their quartiles",
         [
             ("case", "case", ""),
             ("size", "network", ""),
             ("ratio", "ratio", ".2f"),
-            ("lowest", "lowest", ".2f"),
-            ("highest", "highest", ".2f"),
+            ("lowest", "first quartile", ".2f"),
+            ("highest", "third quartile", ".2f"),
             ("peer", "the peer's best", ""),
             ("difference", "difference", ".1e"),
         ],
