@@ -398,10 +398,9 @@ class Chip(NamedTuple):
 
 
 CHIPS = (
-    # 989 TFLOP/s is half of the 1,979 "with sparsity" of NVIDIA's H200 data sheet. 18 links of
-    # NVLink 4, "900GB/s", both ways together (mlcommons/inference_results_v4.1, closed/NVIDIA,
-    # H200-SXM-141GBx8). One 400 Gb/s ConnectX-7 a GPU to other nodes (DGX SuperPOD reference
-    # architecture; jax-ml.github.io/scaling-book/gpus: 450 GB/s of egress a GPU, 400 a node).
+    # 18 links of NVLink 4, "900GB/s", both ways together (mlcommons/inference_results_v4.1,
+    # closed/NVIDIA, H200-SXM-141GBx8). 989 TFLOP/s without sparsity, and one 400 Gb/s link a GPU to
+    # other nodes (jax-ml.github.io/scaling-book/gpus: 450 GB/s of egress a GPU, 400 a node).
     Chip("H200, NVLink, NDR", 989e12, 450e9, 50e9),
     # docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 1,200 GB/s of links, both ways together. The
     # torus closes on axes that are multiples of 4 (jax-ml.github.io/scaling-book/tpus): from 4×4×4.

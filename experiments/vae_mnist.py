@@ -1,6 +1,9 @@
 """The textbook VAE, 784-400-20, on MNIST's grey levels.
 
-aigc train vae_mnist
+    aigc train vae_mnist --inner-steps 10
+
+Hardware: 2 CPU cores. Time: 1.4 minutes for 10 epochs.
+Score: −ELBO of the test split 107.9 nats: reconstruction 82.7, divergence 25.2
 """
 
 import optax
