@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import aigc_jax
-from aigc_jax import runs
+from aigc_jax import environment, runs
 from aigc_jax.files import write_npz, write_png, write_text
 from aigc_jax.flags import Group, flags_of, instead, parse
 
@@ -103,15 +103,9 @@ def _dispatch(words: list[str]) -> int:
         raise ValueError(f"no command {command!r}{instead(command, [*commands, 'list'])}")
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
         raise ValueError(USAGE[command])
-    _keep_programs()
+    environment.tune_xla()
+    environment.keep_programs()
     return commands[command](rest)
-
-
-def _keep_programs() -> None:
-    """Let JAX, which reads this when it is imported, find programs compiled by earlier commands."""
-    if "jax" not in sys.modules:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache / "aigc_jax"))
 
 
 # Commands

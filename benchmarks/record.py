@@ -23,6 +23,7 @@ def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **versi
         "versions": {"python": platform.python_version()}
         | {each: importlib.metadata.version(each) for each in ("jax", "numpy", "flax", "optax")}
         | versions,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "rows": rows,

@@ -30,6 +30,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"core", "functional", "samplers", "nn"},
     "tasks": {"core", "functional", "samplers", "nn", "models"},
     "data": {"core", "functional"},
+    "environment": set(),
     "files": set(),
     "train": {"core", "functional", "files"},
     "metrics": {"core", "functional", "data", "train"},

@@ -1,9 +1,9 @@
 """Convolutions, all through one place: XLA's CPU compiler needs help with their gradients.
 
-GPUs and TPUs run plain `lax.conv_general_dilated`. On a CPU its gradients fall off the fast path:
-by 15 to 40 times inside a `lax.scan`, 2 to 3 times outside for larger images. There the same
-gradients are spelled as what the CPU does well: matrix products of patches that stay in cache,
-and ordinary forward convolutions. Both spellings are exact.
+GPUs and TPUs run plain `lax.conv_general_dilated`. A CPU runs fast only convolutions of images
+whose channels come last, by kernels that are not reversed. The compiler brings others into that
+form where they stand in a program's main computation, and leaves those in a `lax.scan` to plain
+loops, 5 to 100 times as slow. Here the gradients are written in that form to begin with.
 """
 
 import functools
@@ -16,7 +16,6 @@ from flax import linen as nn
 from jax import Array, lax
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-_ROWS = 256  # patches to a matrix product: fewer leave the cores idle, more leave the cache
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -42,7 +41,7 @@ def conv_general_dilated(
         size, kernel, strides = lhs.shape[1:3], rhs.shape[:2], tuple(window_strides)
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(size, kernel, strides, padding)
-        return conv_by_patches(lhs, rhs, strides, tuple(tuple(p) for p in padding))
+        return conv_of_images(lhs, rhs, strides, tuple(tuple(p) for p in padding))
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -70,8 +69,8 @@ Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv_by_patches(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    """Convolve images, with both gradients written for a CPU.
+def conv_of_images(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    """Convolve images, with both gradients written as convolutions of images.
 
     Args:
         x: (b, h, w, c).
@@ -86,23 +85,24 @@ def conv_by_patches(x: Array, kernel: Array, strides: tuple[int, int], pads: Pad
 
 
 def _forward(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> tuple[Array, Any]:
-    return conv_by_patches(x, kernel, strides, pads), (x, kernel)
+    return conv_of_images(x, kernel, strides, pads), (x, kernel)
 
 
 def _backward(
     strides: tuple[int, int], pads: Pads, residuals: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    return _input_gradient(g, kernel, x.shape, strides, pads), _kernel_gradient(
-        x, g, kernel.shape, strides, pads
-    ).astype(kernel.dtype)
+    return (
+        _input_gradient(g, kernel, x.shape[1:3], strides, pads),
+        _kernel_gradient(x, g, kernel.shape[:2], strides, pads).astype(kernel.dtype),
+    )
 
 
-conv_by_patches.defvjp(_forward, _backward)
+conv_of_images.defvjp(_forward, _backward)
 
 
 def _input_gradient(
-    g: Array, kernel: Array, shape: tuple[int, ...], strides: tuple[int, int], pads: Pads
+    g: Array, kernel: Array, size: tuple[int, ...], strides: tuple[int, int], pads: Pads
 ) -> Array:
     """Convolve the cotangent, spread out by the strides, with the kernel flipped and transposed."""
     flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)  # (kh, kw, c, d) -> (kh, kw, d, c)
@@ -110,38 +110,32 @@ def _input_gradient(
         zero = jnp.zeros((), g.dtype)
         # An explicit interior padding keeps the convolution itself free of dilation.
         g = lax.pad(g, zero, ((0, 0, 0), *((0, 0, s - 1) for s in strides), (0, 0, 0)))
-    transposed = tuple(
-        (k - 1 - low, size + low - spread)
-        for k, (low, _), size, spread in zip(
-            kernel.shape[:2], pads, shape[1:3], g.shape[1:3], strict=True
-        )
-    )
-    return lax.conv_general_dilated(g, flipped, (1, 1), transposed, dimension_numbers=NHWC)
+    around = [
+        (k - 1 - low, n + low - spread)
+        for k, (low, _), n, spread in zip(kernel.shape[:2], pads, size, g.shape[1:3], strict=True)
+    ]
+    return lax.conv_general_dilated(g, flipped, (1, 1), around, dimension_numbers=NHWC)
 
 
 def _kernel_gradient(
-    x: Array, g: Array, shape: tuple[int, ...], strides: tuple[int, int], pads: Pads
+    x: Array, g: Array, size: tuple[int, ...], strides: tuple[int, int], pads: Pads
 ) -> Array:
-    """Accumulate patchesᵀ·cotangent over groups of images, in float32."""
-    kh, kw, c, d = shape
-    b, h, w, _ = g.shape
-    (sh, sw), padding = strides, ((0, 0), *pads, (0, 0))
-    group = max(m for m in range(1, b + 1) if b % m == 0 and (m == 1 or m * h * w <= _ROWS))
-
-    def patches(images: Array) -> Array:
-        images = jnp.pad(images, padding)
-        windows = [
-            images[:, i : i + (h - 1) * sh + 1 : sh, j : j + (w - 1) * sw + 1 : sw]
-            for i in range(kh)
-            for j in range(kw)
-        ]
-        return jnp.concatenate(windows, -1).reshape(-1, kh * kw * c)  # -> (m*h*w, kh*kw*c)
-
-    def add(total: Array, group: tuple[Array, Array]) -> tuple[Array, None]:
-        images, cotangents = group
-        rows = cotangents.reshape(-1, d)  # (m, h, w, d) -> (m*h*w, d)
-        return total + jnp.dot(patches(images).T, rows, preferred_element_type=jnp.float32), None
-
-    split = lambda a: a.reshape(b // group, group, *a.shape[1:])
-    zeros = jnp.zeros((kh * kw * c, d), jnp.float32)
-    return lax.scan(add, zeros, (split(x), split(g)))[0].reshape(shape)
+    """Convolve the images with the cotangent, examples in the place of channels, in float32."""
+    images = x.transpose(3, 1, 2, 0)  # (b, h, w, c) -> (c, h, w, b)
+    cotangent = g.transpose(1, 2, 0, 3)  # (b, h', w', d) -> (h', w', b, d)
+    around = [
+        (low, k - 1 + (spread - 1) * s + 1 - n - low)
+        for k, s, (low, _), n, spread in zip(
+            size, strides, pads, x.shape[1:3], g.shape[1:3], strict=True
+        )
+    ]
+    kernel = lax.conv_general_dilated(
+        images,
+        cotangent,
+        (1, 1),
+        around,
+        rhs_dilation=strides,
+        dimension_numbers=NHWC,
+        preferred_element_type=jnp.float32,
+    )
+    return kernel.transpose(1, 2, 0, 3)  # (c, kh, kw, d) -> (kh, kw, c, d)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from aigc_jax.models.unet import Levels, ResidualBlock, UNet
+from aigc_jax.nn import norm
 from aigc_jax.nn.resample import downsample, upsample
 
 KEY = jax.random.key(0)
@@ -219,12 +219,12 @@ def test_groups_and_epsilon_are_of_every_normalisation(
 ):
     made = []
 
-    class Recorded(nn.GroupNorm):
+    class Recorded(norm.GroupNorm):
         def __call__(self, x):
             made.append((self.scope.path[0], self.num_groups, self.epsilon))
             return super().__call__(x)
 
-    monkeypatch.setattr(nn, "GroupNorm", Recorded)
+    monkeypatch.setattr(norm, "GroupNorm", Recorded)
     shapes(SMALL.clone(groups=groups, middle_groups=middle_groups, epsilon=0.25))
     assert {epsilon for *_, epsilon in made} == {0.25}
     assert {n for module, n, _ in made if module == "middle_attention"} == {of_middle}

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from aigc_jax.nn.conv import NHWC, Conv, conv_by_patches, conv_general_dilated
+from aigc_jax.nn.conv import NHWC, Conv, conv_general_dilated, conv_of_images
 
 CHANNELS = 2, 3
 
@@ -34,7 +34,7 @@ def value_and_gradients(x, kernel, strides, pads):
 
     @jax.jit
     def run(x, kernel):
-        value, pullback = jax.vjp(lambda x, k: conv_by_patches(x, k, strides, pads), x, kernel)
+        value, pullback = jax.vjp(lambda x, k: conv_of_images(x, k, strides, pads), x, kernel)
         return value, *pullback(jnp.asarray(cotangent(value.shape), value.dtype))
 
     return run(x, kernel)
@@ -211,7 +211,7 @@ def test_gradients_inside_a_scan():
 
         return lambda x: lax.scan(add, jnp.zeros_like(kernel), x.reshape(2, 2, 6, 6, -1))[0], loss
 
-    scanned, _ = total(lambda x, k: conv_by_patches(x, k, (1, 1), PADS))
+    scanned, _ = total(lambda x, k: conv_of_images(x, k, (1, 1), PADS))
     _, loss = total(lambda x, k: plain(x, k, (1, 1), PADS))
     expected = jax.grad(loss)(kernel, x)
     np.testing.assert_allclose(jax.jit(scanned)(x), expected, rtol=1e-4, atol=1e-4)
@@ -225,6 +225,6 @@ def test_gradients_under_vmap_and_remat():
         loss = jax.checkpoint(lambda k, x: jnp.sum(jnp.sin(conv(x, k))))
         return jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(kernel, many)
 
-    result = gradient(lambda x, k: conv_by_patches(x, k, (2, 2), PADS))
+    result = gradient(lambda x, k: conv_of_images(x, k, (2, 2), PADS))
     expected = gradient(lambda x, k: plain(x, k, (2, 2), PADS))
     chex.assert_trees_all_close(result, expected, rtol=1e-4, atol=1e-4)

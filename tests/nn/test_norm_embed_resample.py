@@ -1,10 +1,12 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from aigc_jax.nn.embed import sinusoidal
-from aigc_jax.nn.norm import group_norm
+from aigc_jax.nn.norm import GroupNorm, group_norm
 from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
 
 # Normalisation
@@ -36,6 +38,23 @@ def test_each_group_is_normalised():
     groups = np.asarray(y, np.float64).reshape(2, 16, 2, 4)
     np.testing.assert_allclose(groups.mean((1, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(groups.var((1, 3)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 12), (3, 5, 12), (2, 12)])
+def test_it_is_flaxs_group_norm(shape):
+    r = np.random.default_rng(0)
+    x, g = (r.normal(1.0, 2.0, shape).astype(np.float32) for _ in range(2))
+    params = {name: r.normal(size=12).astype(np.float32) for name in ("scale", "bias")}
+    results = [
+        jax.vjp(lambda params, x, norm=norm: norm.apply({"params": params}, x), params, x)
+        for norm in (GroupNorm(3), nn.GroupNorm(3))
+    ]
+    chex.assert_trees_all_close(*((y, back(g)) for y, back in results), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="num_groups=3 must divide the 8 channels"):
+        GroupNorm(3).init(jax.random.key(0), jnp.zeros((1, 2, 2, 8)))
 
 
 def test_statistics_are_taken_in_float32():
