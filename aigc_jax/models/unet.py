@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from aigc_jax.nn.attention import ImageAttention
 from aigc_jax.nn.conv import Conv
@@ -16,6 +18,8 @@ from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, ups
 
 ddpm_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zeros = nn.initializers.zeros
+
+Remat = Literal["nothing", "activations", "blocks"]
 
 
 class Levels(NamedTuple):
@@ -55,7 +59,7 @@ class ResidualBlock(nn.Module):
         change = self.resample or (lambda x: x)
 
         y = nn.silu(self.norm(x.shape[-1], self.dtype, name="norm1")(x))
-        y = conv("conv1", ddpm_init)(change(y))
+        y = checkpoint_name(conv("conv1", ddpm_init)(change(y)), "convolution")
         emb = dense("embed", self.channels * (1 + self.scale_shift))(nn.silu(emb))
         emb = emb[:, None, None, :]  # (b, e) -> (b, 1, 1, e)
         norm2 = self.norm(self.channels, self.dtype, name="norm2")
@@ -102,7 +106,8 @@ class UNet(nn.Module):
         freq_shift: of the times' embedding, see `sinusoidal`.
         flip_sin_to_cos: of the times' embedding, see `sinusoidal`.
         embedding_channels: of the embedding that conditions the blocks; None is 4 · channels.
-        remat: recompute blocks on the way back instead of storing their activations.
+        remat: what to recompute on the way back instead of storing it: "activations" are what lies
+            between the convolutions of a block, which takes little time; "blocks" are all of it.
         dtype: of the computation; parameters stay float32.
     """
 
@@ -125,7 +130,7 @@ class UNet(nn.Module):
     freq_shift: float = 1
     flip_sin_to_cos: bool = False
     embedding_channels: int | None = None
-    remat: bool = False
+    remat: Remat = "nothing"
     dtype: Any = None
 
     @nn.compact
@@ -144,8 +149,8 @@ class UNet(nn.Module):
             (b, h, w, out_channels) float32: what the task's parametrization says it is.
 
         Raises:
-            ValueError: h or w is not a multiple of patch · 2^(levels − 1), or a label is given to
-                an unconditional network.
+            ValueError: h or w is not a multiple of patch · 2^(levels − 1), a label is given to an
+                unconditional network, or `remat` is not one of its values.
         """
         b, h, w, c = xt.shape
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
@@ -153,6 +158,9 @@ class UNet(nn.Module):
             raise ValueError(f"images of {h}×{w} do not divide by {factor}, as this U-Net needs")
         if label is not None and not self.classes:
             raise ValueError("a label was given to a U-Net with classes=0")
+
+        if self.remat not in (choices := get_args(Remat)):
+            raise ValueError(f"remat={self.remat!r} must be one of {', '.join(choices)}")
 
         widths = [round(m * self.channels) for m in self.multipliers]
         levels, last = range(len(widths)), len(widths) - 1
@@ -165,7 +173,14 @@ class UNet(nn.Module):
             resample_blocks = Levels(there, there)
 
         norm = functools.partial(group_norm, groups=self.groups, epsilon=self.epsilon)
-        block = nn.remat(ResidualBlock, static_argnums=(3,)) if self.remat else ResidualBlock
+        block: Any = ResidualBlock
+        if self.remat != "nothing":
+            policies = jax.checkpoint_policies
+            keep = {
+                "activations": policies.save_only_these_names("convolution"),
+                "blocks": policies.nothing_saveable,
+            }
+            block = nn.remat(ResidualBlock, static_argnums=(3,), policy=keep[self.remat])
         options = {
             "dropout": self.dropout,
             "scale_shift": self.scale_shift,
