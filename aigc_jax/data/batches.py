@@ -8,16 +8,32 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Generator
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.data.sources import Examples, Source
-from aigc_jax.data.transforms import Address, Transform
+from aigc_jax.data.sources import Examples, Kept, Memory, Source
+from aigc_jax.data.transforms import Address, Addressed, Transform
+
+
+class Resident(NamedTuple):
+    """A data set that devices hold whole, and how a batch is found in it.
+
+    Attributes:
+        columns: name -> (n, ...), the whole source, raw.
+        address: `(step) -> Addressed`, the small arrays on the host that say what is in a batch.
+        gather: `(columns, addressed) -> batch`, pure, to be traced within a training step.
+    """
+
+    columns: Examples
+    address: Callable[[int], Addressed]
+    gather: Callable[[Any, Addressed], Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +82,77 @@ class Batches:
         if self.transform is None:
             return examples
         return self.transform(examples, Address(self.seed, self.positions(step)))
+
+    def resident(self, limit: int | None = None) -> Resident:
+        """Read the whole source, for devices to hold it and to gather batches from it.
+
+        The batches are those of indexing, to float rounding. What the transform draws at random is
+        drawn on the host and travels with the address, so that it is the same.
+
+        Args:
+            limit: how many bytes the raw examples may take; None is no limit.
+
+        Raises:
+            ValueError: it cannot be, and says why: the data is divided over processes, the source
+                is decoded at every reading or takes more than `limit`, or JAX cannot trace the
+                transform.
+
+        Example:
+            >>> from aigc_jax.data.sources import digits
+            >>> from aigc_jax.data.transforms import normalise
+            >>> stream = batches(digits().train, 16, seed=0, transform=normalise, process=(0, 1))
+            >>> held = stream.resident()
+            >>> held.columns["image"].shape, held.address(3).index.shape
+            ((1437, 8, 8, 1), (16,))
+            >>> batch = jax.jit(held.gather)(held.columns, held.address(3))
+            >>> np.allclose(batch["image"], stream[3]["image"])
+            True
+        """
+        n, count = len(self.source), self.process[1]
+        if count > 1:
+            raise ValueError(f"the data is divided over {count} processes")
+        if not isinstance(self.source, Memory | Kept):
+            raise ValueError(f"a {type(self.source).__name__} is not held in memory")
+        one = self.source.read(np.zeros(1, np.int64))
+        size = n * sum(column.nbytes for column in one.values())
+        if limit is not None and size > limit:
+            raise ValueError(f"the data takes {size:,} bytes, and the limit is {limit:,}")
+        gather, names = self._gather(one)
+
+        def address(step: int) -> Addressed:
+            address = Address(self.seed, self.positions(step))
+            index = self.index(step).astype(np.int32)
+            return Addressed(index, {name: address.bits(name) for name in names})
+
+        return Resident(self.source.read(np.arange(n)), address, gather)
+
+    def _gather(self, examples: Examples) -> tuple[Callable[[Any, Addressed], Any], list[str]]:
+        """Return `Resident.gather`, and under which names the transform draws bits."""
+        transform = self.transform
+
+        def gather(columns: Any, addressed: Addressed) -> Any:
+            examples = {
+                name: column.at[addressed.index].get(mode="promise_in_bounds")
+                for name, column in columns.items()
+            }
+            return examples if transform is None else transform(examples, addressed)
+
+        names: list[str] = []
+
+        def record(columns: Any, index: jax.Array) -> Any:
+            drawn = defaultdict(lambda: index.astype(jnp.uint32))
+            batch = gather(columns, Addressed(index, drawn))
+            names.extend(drawn)
+            return batch
+
+        try:
+            jax.eval_shape(record, examples, jax.ShapeDtypeStruct((self.batch,), jnp.int32))
+        except Exception as error:  # what NumPy's or Pillow's code makes of a tracer may be any
+            said = str(error).partition("\n")[0]
+            raise ValueError(
+                f"JAX cannot trace the transform: {type(error).__name__}: {said}"
+            ) from error
+        return gather, names
 
     def stream(self, start: int = 0) -> Generator[Examples, None, None]:
         """Iterate over batches from a step on, prepared ahead by this source's `workers`."""

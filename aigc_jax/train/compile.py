@@ -15,6 +15,9 @@ from aigc_jax.train.step import Metrics, Step, init, make_step
 
 AXIS = "batch"
 
+Gather = Callable[[Any, Any], Batch]  # (columns, addressed) -> batch
+Program = Callable[..., tuple[State, Metrics]]  # a compiled `Step`, perhaps of columns besides
+
 
 def jit_init(task: Task, mesh: Mesh, rule: Rule = largest_axis) -> Callable[..., State]:
     """Compile `(key, batch) -> State` so that each leaf is made where the rule puts it."""
@@ -27,8 +30,14 @@ def jit_init(task: Task, mesh: Mesh, rule: Rule = largest_axis) -> Callable[...,
 
 
 def jit_step(
-    task: Task, mesh: Mesh, rule: Rule = largest_axis, *, inner_steps: int = 1, **options: Any
-) -> Step:
+    task: Task,
+    mesh: Mesh,
+    rule: Rule = largest_axis,
+    *,
+    inner_steps: int = 1,
+    gather: Gather | None = None,
+    **options: Any,
+) -> Program:
     """Compile a step over a mesh: batches divided over both its axes, the state as the rule says.
 
     Args:
@@ -36,11 +45,16 @@ def jit_step(
         mesh: of axes `data` and `fsdp`; see `core.parallel.make_mesh`.
         rule: where each leaf of the state lives.
         inner_steps: steps a call, as a `lax.scan`; see `Returns`.
+        gather: `(columns, addressed) -> batch`, finds a batch in a data set that the devices hold;
+            see `Returns`.
         **options: those of `make_step`, less `axis`.
 
     Returns:
         `(state, batch) -> (state, metrics)`; the state is donated. With `inner_steps=k` over 1,
-        batches are (k, b, ...) and metrics (k,), those of each step.
+        batches are (k, b, ...) and metrics (k,), those of each step. With `gather`, it is
+        `(state, addressed, columns) -> (state, metrics)`: `addressed`, leaves of (b, ...), is laid
+        out as a batch, and `columns` are expected on every device, for on the host they would
+        travel at each call.
     """
     step = make_step(_gathered(task, mesh, rule), **options)
 
@@ -49,12 +63,17 @@ def jit_step(
         state, metrics = step(state, batch)
         return lax.with_sharding_constraint(state, shardings(state, mesh, rule)), metrics
 
-    return jax.jit(_scanned(sharded, inner_steps), donate_argnums=0)
+    return jax.jit(_scanned(_fed(sharded, gather), inner_steps), donate_argnums=0)
 
 
 def pmap_step(
-    task: Task, devices: list[Any] | None = None, *, inner_steps: int = 1, **options: Any
-) -> Step:
+    task: Task,
+    devices: list[Any] | None = None,
+    *,
+    inner_steps: int = 1,
+    gather: Gather | None = None,
+    **options: Any,
+) -> Program:
     """Compile a step with `pmap`: a replica of the state and a share of the batch on each device.
 
     The state it takes and returns is an ordinary one, with no device axis.
@@ -63,6 +82,7 @@ def pmap_step(
         task: the task.
         devices: those to use; this process' by default.
         inner_steps: as of `jit_step`.
+        gather: as of `jit_step`.
         **options: those of `make_step`, less `axis`.
 
     Returns:
@@ -70,28 +90,45 @@ def pmap_step(
     """
     devices = jax.local_devices() if devices is None else devices
     mapped = jax.pmap(
-        _scanned(make_step(task, axis=AXIS, **options), inner_steps),
+        _scanned(_fed(make_step(task, axis=AXIS, **options), gather), inner_steps),
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0) if gather is None else (None, 0, None),
         out_axes=None,  # pyright: ignore[reportArgumentType]
         devices=devices,
         donate_argnums=0,
     )
     # Where `mapped` leaves the state: one that starts there does not compile a second time.
     where = NamedSharding(Mesh(np.array(devices), (AXIS,)), P())
+    given: tuple[Any, ...] = ()  # the columns of the last call,
+    placed: tuple[Any, ...] = ()  # and the same where `mapped` wants them
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(state: State, batch: Batch, *columns: Any) -> tuple[State, Metrics]:
+        nonlocal given, placed
         if getattr(state.step, "sharding", None) != where:
             state = jax.device_put(state, where)
-        return mapped(state, _per_device(batch, len(devices), axis=int(inner_steps > 1)))
+        if columns and (not given or columns[0] is not given[0]):
+            given, placed = columns, jax.device_put(columns, where)
+        return mapped(state, _per_device(batch, len(devices), axis=int(inner_steps > 1)), *placed)
 
     return step
 
 
-def _scanned(step: Step, inner_steps: int) -> Step:
+def _fed(step: Step, gather: Gather | None) -> Program:
+    """Let a step find its batch in columns that the devices hold."""
+    if gather is None:
+        return step
+    return lambda state, addressed, columns: step(state, gather(columns, addressed))
+
+
+def _scanned(step: Program, inner_steps: int) -> Program:
     if inner_steps < 1:
         raise ValueError(f"inner_steps={inner_steps} must be at least 1")
-    return step if inner_steps == 1 else lambda state, batch: lax.scan(step, state, batch)
+    if inner_steps == 1:
+        return step
+    # The columns are no part of what the scan carries or divides, so that it copies none.
+    return lambda state, batch, *columns: lax.scan(
+        lambda state, batch: step(state, batch, *columns), state, batch
+    )
 
 
 def jit_sample(task: Task, mesh: Mesh, **options: Any) -> Callable[..., Any]:

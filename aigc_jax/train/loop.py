@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 import aigc_jax
@@ -30,7 +30,11 @@ from aigc_jax.train.log import Log
 from aigc_jax.train.meter import Meter
 from aigc_jax.train.model import Sampler, make_model, make_sampler
 from aigc_jax.train.signals import Signals, Stop
-from aigc_jax.train.step import Step, averaged
+from aigc_jax.train.step import averaged
+
+# What `data.sources` keeps in memory by default: little beside the 16 GB and more of an
+# accelerator, though each gets all of it.
+RESIDENT_BYTES = 2 * 1024**3
 
 
 class Result(NamedTuple):
@@ -73,6 +77,7 @@ def fit(
     evaluate_every: int = 0,
     picture_every: int = 0,
     patience: int = 20,
+    resident: bool | None = None,
 ) -> Result:
     """Train an experiment, or go on with the training that `out` holds, exactly.
 
@@ -97,13 +102,16 @@ def fit(
         evaluate_every: steps between two evaluations; 0 evaluates at the end only.
         picture_every: steps between two sets of pictures; 0 draws them at the end only.
         patience: stop when so many updates in a row were not finite.
+        resident: hold the whole data set on each device, and gather batches from it within the
+            step; trains the same model, to float rounding. By default where the devices are
+            accelerators and the data is in memory and takes at most 2 GiB.
 
     Returns:
         The model, the state, and what the evaluation measured.
 
     Raises:
-        ValueError: an argument is out of range, the batch does not divide, or `out` holds a run of
-            another identity.
+        ValueError: an argument is out of range, the batch does not divide, `out` holds a run of
+            another identity, or the data cannot be `resident` and was to be.
         Diverged: `patience` updates in a row were not finite. Earlier checkpoints are intact.
         OSError: a checkpoint could not be written, or none could be read.
     """
@@ -144,12 +152,13 @@ def fit(
     ):
         record = out / "experiment.json"
         if saved := checkpoints.steps():
-            held = _read_json(record) if record.exists() else checkpoints.identity(saved[-1])
-            _refuse_changes(held, identity, out)
+            before = _read_json(record) if record.exists() else checkpoints.identity(saved[-1])
+            _refuse_changes(before, identity, out)
         identity["version"] = aigc_jax.__version__
         batches = experiment.data(seed)
         start, like = _initial(experiment, batches, seed, mesh)
         state, step = checkpoints.restore(like) if saved else (start(), 0)
+        held = _resident(batches, resident, mesh) if step < total else None
         sampler = make_sampler(task, mesh)
         with Log(out, start=step, total=total, batch=experiment.batch, console=console) as log:
             run = _Run(experiment, out, identity, sampler, checkpoints, log, signals)
@@ -160,8 +169,15 @@ def fit(
             try:
                 if step < total:
                     meter = Meter(mesh, log, log_every, patience, step, total)
-                    programs: dict[int, Step] = {}
-                    with contextlib.closing(_stream(batches, step, total)) as source:
+                    programs: dict[int, Callable[..., Any]] = {}
+                    feed, columns = _stream(batches, step, total), ()
+                    if held is not None:
+                        feed = (held.address(each) for each in range(step, total))
+                        columns = (held.columns,)
+                        program = functools.partial(program, gather=held.gather)
+                        size = sum(x.nbytes for x in jax.tree.leaves(columns))
+                        log.say(f"the data, {size / 1e6:,.1f} MB, is held on each device")
+                    with contextlib.closing(feed) as source:
                         blocks = _blocks(source, step, total, inner_steps, mesh)
                         n, ahead = next(blocks)
                         while step < total:
@@ -169,8 +185,10 @@ def fit(
                                 with meter.pause():
                                     programs[n] = program(inner_steps=n)
                                     if compiler == "jit":
-                                        programs[n] = _ahead(programs[n], state, ahead, log)
-                            state, metrics = programs[n](state, ahead)
+                                        programs[n] = _ahead(
+                                            programs[n], log, state, ahead, *columns
+                                        )
+                            state, metrics = programs[n](state, ahead, *columns)
                             step += n
                             if step < total:
                                 n, ahead = next(blocks)
@@ -328,13 +346,29 @@ def _initial(
     return start, like
 
 
-def _ahead(step: Any, state: State, batch: Any, log: Log) -> Step:
+def _ahead(step: Any, log: Log, *given: Any) -> Callable[..., Any]:
     """Compile a step ahead of the first, so that a user knows what takes so long."""
     log.say("compiling the step")
     began = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
+    compiled = step.lower(*given).compile()
     log.say(f"compiled in {time.perf_counter() - began:.1f} s")
     return compiled
+
+
+def _resident(batches: Any, wanted: bool | None, mesh: Mesh) -> Any:
+    """Return the data set as every device holds it, where that is wanted and can be."""
+    if wanted is False or (wanted is None and jax.default_backend() == "cpu"):
+        return None
+    try:
+        if not hasattr(batches, "resident"):
+            raise ValueError(f"a {type(batches).__name__} has no method `resident`")
+        held = batches.resident(None if wanted else RESIDENT_BYTES)
+    except ValueError as error:
+        if wanted:
+            raise ValueError(f"resident=True: {error}") from error
+        return None
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return held._replace(columns=jax.device_put(held.columns, everywhere))
 
 
 def _stream(batches: Any, start: int, total: int) -> Generator[Any, None, None]:

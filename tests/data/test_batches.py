@@ -108,6 +108,68 @@ def test_an_empty_source_and_a_negative_step_are_refused():
         batches(numbered(4), 2, seed=0)[-1]
 
 
+def noisy(examples, address):
+    """A transform that draws under two names, of numbers besides pixels."""
+    level = address.bits("level") >> np.uint32(24)
+    sign = (address.bits("sign") >> np.uint32(31)).astype(np.int32)
+    return examples | {"level": level, "label": examples["label"] * (1 - 2 * sign)}
+
+
+def test_batches_gathered_on_a_device_are_those_of_indexing():
+    rng = np.random.default_rng(0)
+    image = {"image": rng.integers(0, 256, (10, 3, 4, 4), np.uint8), "label": np.arange(10)}
+    transform = transforms.chain(
+        transforms.over_white, transforms.flip, noisy, transforms.pad(6), transforms.normalise
+    )
+    stream = batches(sources.arrays(image, image).train, 8, seed=3, transform=transform)
+    columns, address, gather = stream.resident()
+    assert columns["image"].dtype == np.uint8 and len(columns["label"]) == 10
+    gather = jax.jit(gather)
+    for step in (0, 1, 2, 1000):  # 1 and 2 straddle epochs
+        addressed = address(step)
+        assert {leaf.shape for leaf in jax.tree.leaves(addressed)} == {(8,)}
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(addressed)} == {"int32", "uint32"}
+        batch, expected = gather(columns, addressed), stream[step]
+        np.testing.assert_allclose(batch["image"], expected["image"], rtol=0, atol=1e-6)
+        for name in ("label", "level"):
+            np.testing.assert_array_equal(batch[name], expected[name])
+    assert gather._cache_size() == 1
+
+
+def test_a_source_decoded_once_is_resident_too():
+    asked = []
+
+    def load(index):
+        asked.extend(index.tolist())
+        return {"label": index.astype(np.int32)}
+
+    stream = batches(sources.Kept(9, load), 4, seed=0)
+    columns, address, gather = stream.resident(limit=9 * 4)
+    assert sorted(asked) == list(range(9))
+    equal(jax.jit(gather)(columns, address(5)), stream[5])
+
+
+def by_seed(examples, address):
+    return examples | {"noise": np.random.default_rng(address.seed).normal(size=len(examples))}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit", "message"),
+    [
+        ({"transform": transforms.resize(4)}, None, "JAX cannot trace the transform: "),
+        ({"transform": by_seed}, None, "JAX cannot trace the transform: AttributeError: .*seed"),
+        ({"source": sources.Stream(5, lambda index: {"label": index})}, None, "a Stream is not"),
+        ({"process": (0, 2)}, None, "the data is divided over 2 processes"),
+        ({}, 79, "the data takes 80 bytes, and the limit is 79"),
+    ],
+)
+def test_what_devices_cannot_hold_or_do_is_refused(arguments, limit, message):
+    given = {"source": numbered(10), "batch": 4, "seed": 0} | arguments
+    with pytest.raises(ValueError, match=message) as error:
+        batches(**given).resident(limit)
+    assert "\n" not in str(error.value)
+
+
 def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 

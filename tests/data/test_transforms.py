@@ -1,8 +1,10 @@
+import jax
 import numpy as np
 import pytest
 
 from aigc_jax.data.transforms import (
     Address,
+    Addressed,
     chain,
     denormalise,
     flip,
@@ -104,6 +106,25 @@ def test_random_bits_differ_by_seed_name_and_position():
     # Each of the 64 bits is fair, and the last place of the position reaches the first bit.
     bits = (one[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
     assert np.abs(bits.mean(0) - 0.5).max() < 5 * 0.5 / np.sqrt(20_000)
+
+
+def test_an_address_draws_the_upper_half_of_its_bits():
+    address = Address(3, np.arange(5))
+    bits = address.bits("flip")
+    assert bits.dtype == np.uint32
+    np.testing.assert_array_equal(bits, random_bits(address, "flip") // 2**32)
+
+
+def test_transforms_in_jax_are_those_on_the_host():
+    rgba = np.random.default_rng(0).integers(0, 256, (64, 5, 6, 4), np.uint8)
+    address = Address(3, np.arange(64))
+    drawn = Addressed(np.arange(64, dtype=np.int32), {"flip": address.bits("flip")})
+    levels = chain(flip, over_white, pad(8, value=7))
+    device = jax.jit(levels)({"image": rgba}, drawn)["image"]
+    assert device.dtype == np.uint8
+    np.testing.assert_array_equal(device, levels({"image": rgba}, address)["image"])
+    device = jax.jit(normalise)({"image": LEVELS})["image"]
+    np.testing.assert_allclose(device, normalise({"image": LEVELS})["image"], rtol=0, atol=1.2e-7)
 
 
 def test_splitmix64_gives_its_published_stream():

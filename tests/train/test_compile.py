@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.keys import example_keys, normal, stream
@@ -86,6 +87,68 @@ def test_unequal_weights_are_divided_after_the_global_sum(layout, reference):
     else:
         result, _ = run_jit(4 if layout == "fsdp" else 1)
     chex.assert_trees_all_close(result, reference, rtol=1e-4, atol=1e-5)
+
+
+def gather(columns: Any, index: Any) -> Any:
+    return {name: column[index] for name, column in columns.items()}
+
+
+def held() -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The batches of three steps as columns in another order, and where each step finds its own."""
+    order = np.random.default_rng(0).permutation(3 * B)
+    batches = [make_batch(i) for i in range(3)]
+    columns = {k: np.concatenate([batch[k] for batch in batches])[order] for k in batches[0]}
+    return columns, np.argsort(order).astype(np.int32).reshape(3, B)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        ("jit1", {}),
+        ("jit4", {"inner_steps": 3}),
+        ("fsdp4", {"accumulate": 2}),
+        ("pmap4", {}),
+        ("pmap4", {"inner_steps": 3, "accumulate": 2}),
+    ],
+)
+def test_batches_gathered_within_the_step_train_the_same(layout, options, reference):
+    options = {"seed": SEED, "gather": gather, **options}
+    columns, index = held()
+    state = init(TASK, stream(SEED, "init"), make_batch())
+    axis = int("inner_steps" in options)
+    if layout == "pmap4":
+        step, put = pmap_step(TASK, **options), lambda x: x
+    else:
+        mesh = make_mesh(jax.devices()[: int(layout[-1])], 4 if layout == "fsdp4" else 1)
+        step, put = jit_step(TASK, mesh, **options), lambda x: put_batch(x, mesh, axis)
+        columns = jax.device_put(columns, NamedSharding(mesh, P()))
+        state = put_state(state, mesh)
+    history = []
+    for addressed in [index] if axis else index:
+        state, metrics = step(state, put(addressed), columns)
+        history.append(metrics)
+    if axis:
+        history = [jax.tree.map(lambda x, i=i: x[i], history[0]) for i in range(3)]
+    assert not any(isinstance(x, jax.Array) and x.is_deleted() for x in columns.values())
+    chex.assert_trees_all_close(jax.device_get((state, history)), reference, rtol=1e-4, atol=1e-5)
+
+
+def test_several_steps_a_call_copy_no_columns():
+    mesh = make_mesh()
+    columns = {k: np.tile(x, (10_000,) + (1,) * (x.ndim - 1)) for k, x in held()[0].items()}
+    columns = jax.device_put(columns, NamedSharding(mesh, P()))
+    state = put_state(init(TASK, stream(SEED, "init"), make_batch()), mesh)
+    step = jit_step(TASK, mesh, seed=SEED, inner_steps=3, gather=gather)
+    program = step.lower(state, put_batch(held()[1], mesh, 1), columns).compile()
+    assert program.memory_analysis().temp_size_in_bytes < columns["weight"].nbytes / 4
+
+
+def test_columns_are_placed_once_under_pmap(monkeypatch):
+    columns, index = held()
+    step = pmap_step(TASK, seed=SEED, gather=gather)
+    state, _ = step(init(TASK, stream(SEED, "init"), make_batch()), index[0], columns)
+    monkeypatch.setattr(jax, "device_put", pytest.fail)
+    step(state, index[1], columns)
 
 
 def test_state_is_made_and_kept_where_the_rule_puts_it():

@@ -22,6 +22,8 @@ from regression import IDENTITY, make_experiment, saved, spawn
 
 from aigc_jax.core.parallel import make_mesh
 from aigc_jax.core.types import Experiment, Mean, Model
+from aigc_jax.data.batches import batches
+from aigc_jax.data.sources import Stream, arrays
 from aigc_jax.train import loop
 from aigc_jax.train.loop import Result, fit, load
 from aigc_jax.train.meter import Diverged, means
@@ -131,6 +133,104 @@ def test_every_layout_resumes_every_other(
     result = train(tmp_path, steps=15)
     result = train(tmp_path, **options)
     assert distance(result.state, whole[1].state) < 1e-5
+
+
+def mirrored(examples: Any, address: Any) -> Any:
+    sign = 1.0 - 2.0 * (address.bits("sign") >> np.uint32(31)).astype(np.float32)
+    return {"x": examples["x"] * sign[:, None]}
+
+
+def held_experiment() -> Experiment:
+    """An experiment whose data set can be resident: 48 points, of which a step takes 8."""
+    x = np.random.default_rng(0).normal(size=(48, 4)).astype(np.float32)
+    source = arrays({"x": x}, {"x": x}).train
+    data = lambda seed: batches(source, 8, seed, transform=mirrored)
+    return make_experiment()._replace(data=data)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return train(tmp_path_factory.mktemp("held"), held_experiment(), resident=True)
+
+
+def test_resident_data_trains_as_streamed_and_only_addresses_travel(
+    held: Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert distance(train(tmp_path / "a", held_experiment()).state, held.state) < 1e-5
+    assert "held on each device" not in capsys.readouterr().err
+    put, seen = loop.put_batch, []
+    monkeypatch.setattr(loop, "put_batch", lambda *args: put(*seen.append(args) or args))
+    result = train(tmp_path / "b", held_experiment(), resident=True)
+    assert distance(result.state, held.state) == 0
+    assert "the data, 0.0 MB, is held on each device" in capsys.readouterr().err
+    sizes = {x.nbytes for batch, *_ in seen for x in jax.tree.leaves(batch)}
+    assert len(seen) == 20 and sizes == {8 * 4}  # an index and a sign for each of 8 examples
+
+
+def test_resident_data_resumes_exactly(held: Result, tmp_path: Path) -> None:
+    number = signal.SIGINT
+    experiment = held_experiment()
+
+    class Interrupted:
+        def __init__(self, seed: int):
+            self.batches = experiment.data(seed)
+
+        def __getitem__(self, step: int) -> Any:
+            return self.batches[step]
+
+        def resident(self, limit: int | None) -> Any:
+            resident = self.batches.resident(limit)
+
+            def address(step: int) -> Any:
+                if step == 9:
+                    os.kill(os.getpid(), number)
+                return resident.address(step)
+
+            return resident._replace(address=address)
+
+    result = train(tmp_path, experiment._replace(data=Interrupted), resident=True)
+    assert result.signal == number and 0 < result.step < 20
+    result = train(tmp_path, experiment, resident=True)
+    assert result.step == 20 and distance(result.state, held.state) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"fsdp": 2, "accumulate": 2}, {"compiler": "pmap"}, {"inner_steps": 5, "save_every": 10}],
+    ids=lambda o: next(iter(o)),
+)
+def test_every_layout_takes_resident_data(
+    held: Result, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    result = train(tmp_path, held_experiment(), resident=True, **options)
+    assert distance(result.state, held.state) < 1e-5
+
+
+def test_what_cannot_be_resident_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="resident=True: a Points has no method `resident`"):
+        train(tmp_path, resident=True)
+    read = Stream(48, lambda index: {"x": np.zeros((len(index), 4), np.float32)})
+    experiment = make_experiment()._replace(data=lambda seed: batches(read, 8, seed))
+    with pytest.raises(ValueError, match="resident=True: a Stream is not held in memory"):
+        train(tmp_path, experiment, resident=True)
+    assert not (tmp_path / "experiment.json").exists()
+
+
+def test_small_data_is_resident_by_itself_on_an_accelerator(
+    held: Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    options: list[dict[str, Any]] = [{}, {"resident": False}, {}]
+    for i, limit in enumerate([48 * 16, 48 * 16, 48 * 16 - 1]):
+        monkeypatch.setattr(loop, "RESIDENT_BYTES", limit)
+        train(tmp_path / str(i), held_experiment(), steps=1, **options[i])
+        assert ("held on each device" in capsys.readouterr().err) == (i == 0)
 
 
 def test_a_finished_run_is_returned_as_it_is(
