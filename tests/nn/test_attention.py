@@ -1,6 +1,7 @@
 import functools
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,13 @@ def test_attend_passes_on_masks_and_biases():
     bias = np.random.default_rng(1).normal(size=(5, 5)).astype(np.float32)
     expected = softmax_attention(q, k, v, bias=bias)
     np.testing.assert_allclose(attend(q, k, v, bias=bias[None, None]), expected, atol=1e-5)
+
+
+def test_what_a_cpu_runs_has_the_gradients_of_jaxs():
+    q, k, v = qkv(t=4, s=6)
+    g = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    ours, jaxs = (jax.vjp(run, q, k, v)[1](g) for run in (attend, jax.nn.dot_product_attention))
+    chex.assert_trees_all_close(ours, jaxs, rtol=1e-5, atol=1e-5)
 
 
 def test_softmax_is_taken_in_float32():
