@@ -39,11 +39,12 @@ def regressions(
     path = folder / f"{name}.json"
     if not path.exists():
         return []
-    before = {tuple(row.get(k) for k in by): row for row in json.loads(path.read_text())["rows"]}
+    written = [row for row in json.loads(path.read_text())["rows"] if value in row]
+    before = {tuple(row.get(k) for k in by): row for row in written}
     found = []
     for row in rows:
         key = tuple(row.get(k) for k in by)
-        if key in before and row[value] < 0.9 * before[key][value]:
+        if key in before and value in row and row[value] < 0.9 * before[key][value]:
             label = " ".join(str(k) for k in key if k is not None)
             found.append(f"{label}: {value} fell from {before[key][value]} to {row[value]}")
     return found
