@@ -242,7 +242,7 @@ def prefetch(
         batches: what to iterate over, by `batches[step]`.
         start: the first step.
         workers: processes that prepare batches, by grain; 0 uses threads of this one.
-        depth: batches prepared ahead, by each worker if there are any.
+        depth: batches prepared ahead; with workers, by each, and grain holds some more besides.
 
     Raises:
         ValueError: `workers`, `depth` or `start` is out of range.

@@ -149,9 +149,11 @@ def flip(examples: Examples, address: Address | Addressed) -> Examples:
     image = examples["image"]
     xp = image.__array_namespace__()
     mirrored = address.bits("flip") >> np.uint32(31) == 1
-    if xp is np:  # in a quarter of the time of a select
-        image = image.copy()
-        image[mirrored] = image[mirrored][:, :, ::-1]
+    if xp is np:  # a select takes eight times as long, and reversing a view twice as long
+        image, (w, c) = image.copy(), image.shape[2:]
+        backwards = np.arange(w * c).reshape(w, c)[::-1].ravel()
+        rows = image[mirrored].reshape(-1, w * c)  # (b, h, w, c) -> (b*h, w*c)
+        image[mirrored] = rows.take(backwards, -1).reshape(-1, *image.shape[1:])
     else:
         image = xp.where(mirrored[:, None, None, None], image[:, :, ::-1], image)
     return examples | {"image": image}
