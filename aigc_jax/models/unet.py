@@ -108,6 +108,7 @@ class UNet(nn.Module):
         embedding_channels: of the embedding that conditions the blocks; None is 4 · channels.
         remat: what to recompute on the way back instead of storing it: "activations" are what lies
             between the convolutions of a block, which takes little time; "blocks" are all of it.
+            XLA's compiler for CPUs undoes it: memory falls on accelerators only.
         dtype: of the computation; parameters stay float32.
     """
 
