@@ -148,6 +148,8 @@ def _complaint(box: str, words: list[str], types_of: dict[str, Any]) -> str:
     flag, given, kind = found[0], _given(found[0], words), types_of[name]
     kind = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
     choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    if kind == bool | None:
+        choices = (True, False, None)
     wanted = re.sub(r"\b\w+\.", "", inspect.formatannotation(kind))
     if choices:
         wanted = f"one of {', '.join(map(str, choices))}"

@@ -341,7 +341,10 @@ def test_processes_that_cannot_be_joined_are_one_line(project, fails):
         (["train", "blots", "--compiler", "gcc"], "--compiler must be one of jit, pmap, got 'gcc'"),
         (["train", "blots", "--batch"], "--batch needs a value, int"),
         (["train", "blots", "--learning-rate", "-1"], "learning_rate=-1.0 must be positive"),
-        (["train", "blots", "--resident", "a"], "--resident must be bool | None, got 'a'"),
+        (
+            ["train", "blots", "--resident", "a"],
+            "--resident must be one of True, False, None, got 'a'",
+        ),
         (["train", "blots", "--out", "new", "--resident", "True"], "a Shades has no method `resi"),
         (["train", "blots", "--out", "new", "--steps", "0"], "steps=0 must be at least 1"),
         (["train", "blots", "--out", "new", "--batch", "7"], "use a multiple of 4"),
