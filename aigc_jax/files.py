@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,50 @@ def write_png(path: Path, image: Any) -> None:
             f"image is {image.dtype} of shape {image.shape}; a PNG is uint8 of (h, w[, 1, 3 or 4])"
         )
     write_whole(path, lambda partial: Image.fromarray(image).save(partial, format="PNG"))
+
+
+def write_gif(path: Path, frames: Any, *, milliseconds: int | Sequence[int] = 80) -> None:
+    """Write a film, which starts again at its end.
+
+    A file holds 256 colours a frame: greys come back exactly, colours nearly. It may hold fewer
+    frames, for frames that are equal and follow one another become a longer one.
+
+    Args:
+        path: of the file; one already there is replaced.
+        frames: (t, h, w, 1) grey or (t, h, w, 3) colour; uint8.
+        milliseconds: how long to show each frame, or all, in tens.
+
+    Raises:
+        ValueError: the frames have another shape or type, or are not as many as `milliseconds`.
+        OSError: the file cannot be written; the one already there stays.
+    """
+    from PIL import Image
+
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"frames are {frames.dtype} of {frames.shape}; a GIF is uint8 of (t, h, w, 1 or 3)"
+        )
+    if frames.size == 0:
+        raise ValueError(f"frames are of {frames.shape}; a GIF has at least one")
+    durations = np.broadcast_to(milliseconds, len(frames)).tolist()
+    if frames.shape[-1] == 1:
+        frames = frames[..., 0]  # (t, h, w, 1) -> (t, h, w)
+    first, *rest = map(Image.fromarray, frames)
+    options: Any = {"save_all": True, "append_images": rest, "duration": durations, "loop": 0}
+    write_whole(path, lambda partial: first.save(partial, format="GIF", **options))
+
+
+def read_png(path: Path) -> np.ndarray:
+    """Read a picture as (h, w, 3) uint8, without its transparency if it has one.
+
+    Raises:
+        OSError: the file cannot be read, or is damaged.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image.convert("RGB"))
+    except (SyntaxError, ValueError) as error:  # what Pillow finds wrong within a file
+        raise OSError(f"{path} is damaged: {error}") from error

@@ -283,11 +283,16 @@ def class_numbers(run: Run, given: tuple[str, ...]) -> list[int]:
 
 def list_files(out: Path, step: int) -> list[tuple[str, str]]:
     """List the files of a run that has ended."""
+    pictures = sorted((out / "samples").glob(f"*-{step:06}.png"))
+    # Of a picture throughout the training, and those that are drawn as films.
+    films = [p.with_name(p.name.replace(f"-{step:06}.png", ".gif")) for p in pictures]
+    films += sorted((out / "samples").glob(f"*-{step:06}.gif"))
     files = {
         "checkpoint": [out / "checkpoints" / str(step)],
         "metrics": [out / "metrics.jsonl"],
         "evaluation": [out / "evaluation.json"],
-        "pictures": sorted((out / "samples").glob(f"*-{step:06}.png")),
+        "pictures": pictures,
+        "films": films,
     }
     return [
         (what if i == 0 else "", shown(path))

@@ -233,6 +233,20 @@ def test_training_says_what_it_made_and_what_to_try_next(project, capsys):
     assert main(suggested.split()) == 0
 
 
+def test_films_are_among_the_files_made(project, capsys):
+    assert main(["train", "blots", *GIVEN, "--picture-every", "1", "--steps", "8"]) == 0
+    assert "films       runs/blots/samples/samples.gif\n" in capsys.readouterr().out
+    samples = project / "runs" / "blots" / "samples"
+    for name in ("turn-000008.gif", "turn-000006.gif", "other.gif", ".turn-000008.gif.7.partial"):
+        (samples / name).touch()
+    listed = runs.list_files(samples.parent, 8)
+    assert [path for _, path in listed if "/samples/" in path] == [
+        f"runs/blots/samples/{name}"
+        for name in ("samples-000008.png", "samples.gif", "turn-000008.gif")
+    ]
+    assert [what for what, _ in listed][-3:] == ["pictures", "films", ""]
+
+
 def test_the_same_command_goes_on(project, capsys):
     assert main(["train", "experiments/blots.py", *GIVEN, "--steps", "8"]) == 0
     said = capsys.readouterr()

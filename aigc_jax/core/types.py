@@ -117,7 +117,7 @@ class Experiment(NamedTuple):
         steps: how long to train, unless the command line says otherwise.
         batch: examples a step, over all processes.
         evaluate: `(model) -> {metric: value}`.
-        picture: `(model) -> {file stem: (h, w, c) uint8 image}`.
+        picture: `(model) -> {file stem: uint8}`, an (h, w, c) image or a (t, h, w, c) film.
         best: the evaluation metric whose best checkpoint is kept, and whether "max" or "min" is
             best.
         classes: the names of labels 0, 1, …; empty for an unconditional task.

@@ -74,17 +74,6 @@ def normalise(examples: Examples, address: Any = None) -> Examples:
     return examples | {"image": image}
 
 
-def denormalise(image: np.ndarray) -> np.ndarray:
-    """Take images from [−1, 1] to uint8: round(127.5 (x + 1)), clipped to [0, 255].
-
-    Example:
-        >>> denormalise(np.array([-1.2, -1.0, 0.0, 1.0])).tolist()
-        [0, 0, 128, 255]
-    """
-    levels = np.asarray(image, np.float32) * np.float32(127.5) + np.float32(127.5)
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-
-
 def pad(size: int, value: int = 0) -> Transform:
     """Centre images in a square of `size` pixels a side, with a border of `value`.
 

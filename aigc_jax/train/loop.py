@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import re
 import signal
 import time
 import warnings
@@ -23,7 +24,7 @@ from aigc_jax.core.keys import stream
 from aigc_jax.core.parallel import make_mesh, put_batch, shardings
 from aigc_jax.core.shapes import batch_size
 from aigc_jax.core.types import Experiment, Model, State
-from aigc_jax.files import write_json, write_png
+from aigc_jax.files import read_png, write_gif, write_json, write_png
 from aigc_jax.train.checkpoint import Checkpoints
 from aigc_jax.train.compile import jit_init, jit_step, pmap_step
 from aigc_jax.train.log import Log
@@ -35,6 +36,9 @@ from aigc_jax.train.step import averaged
 # What `data.sources` keeps in memory by default: little beside the 16 GB and more of an
 # accelerator, though each gets all of it.
 RESIDENT_BYTES = 2 * 1024**3
+
+# A film of more is long to watch and to make, and is in memory meanwhile.
+FILM_FRAMES = 200
 
 
 class Result(NamedTuple):
@@ -81,9 +85,9 @@ def fit(
 ) -> Result:
     """Train an experiment, or go on with the training that `out` holds, exactly.
 
-    `out` gets `experiment.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`,
-    `samples/*.png` and, at the end, `evaluation.json`. Ctrl-C and SIGTERM finish the step, save,
-    and return; a second Ctrl-C aborts.
+    `out` gets `experiment.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, pictures and
+    films in `samples/` and, at the end, `evaluation.json` and a film of each picture throughout the
+    training. Ctrl-C and SIGTERM finish the step, save, and return; a second Ctrl-C aborts.
 
     Args:
         experiment: what to train.
@@ -100,7 +104,8 @@ def fit(
         save_every: steps between two checkpoints; evaluations and pictures save one besides.
         keep: how many of the latest checkpoints to keep; the best is kept besides.
         evaluate_every: steps between two evaluations; 0 evaluates at the end only.
-        picture_every: steps between two sets of pictures; 0 draws them at the end only.
+        picture_every: steps between two sets of pictures, which are frames of the film at the end;
+            0 draws them at the end only.
         patience: stop when so many updates in a row were not finite.
         resident: hold the whole data set on each device, and gather batches from it within the
             step; trains the same model, to float rounding. By default where the devices are
@@ -267,7 +272,9 @@ class _Run(NamedTuple):
     def save(self, state: State, scores: dict[str, float] | None = None) -> None:
         self.checkpoints.save(state, self.identity, scores)
 
-    def look(self, state: State, *, evaluate: bool, picture: bool) -> dict[str, float]:
+    def look(
+        self, state: State, *, evaluate: bool, picture: bool, last: bool = False
+    ) -> dict[str, float]:
         """Save, evaluate, picture; the state is saved even if an evaluation fails."""
         scores: dict[str, float] = {}
         # The best is chosen when a checkpoint is written: then its metrics must be known.
@@ -281,7 +288,7 @@ class _Run(NamedTuple):
                 self.save(state, scores or None)
         if picture:
             with self.signals.urgent():
-                self._picture(state)
+                self._picture(state, last)
         return scores
 
     def conclude(self, state: State) -> dict[str, float]:
@@ -290,7 +297,7 @@ class _Run(NamedTuple):
         with contextlib.suppress(OSError, ValueError):  # absent or damaged: it is made anew
             if (held := _read_json(record)).pop("step", None) == step:
                 return {name: math.nan if v is None else v for name, v in held.items()}
-        scores = self.look(state, evaluate=True, picture=True)
+        scores = self.look(state, evaluate=True, picture=True, last=True)
         if jax.process_index() == 0:
             # JSON has no NaN.
             known = {name: None if math.isnan(v) else v for name, v in scores.items()}
@@ -312,14 +319,35 @@ class _Run(NamedTuple):
         self.log.say(f"evaluated at step {step}: {some}" + "  …" * (len(scores) > 3))
         return scores
 
-    def _picture(self, state: State) -> None:
+    def _picture(self, state: State, last: bool) -> None:
         if self.experiment.picture is None:
             return
-        step = int(state.step)
-        for stem, image in self.experiment.picture(self.model(state)).items():
-            if jax.process_index() == 0:
-                write_png(self.out / "samples" / f"{stem}-{step:06}.png", image)
-                self.log.picture(step, stem, image)
+        step, samples = int(state.step), self.out / "samples"
+        for stem, picture in self.experiment.picture(self.model(state)).items():
+            if jax.process_index() != 0:
+                continue
+            if np.ndim(picture) == 4:
+                write_gif(samples / f"{stem}-{step:06}.gif", picture)
+                self.log.picture(step, stem, picture[0])
+            else:
+                write_png(samples / f"{stem}-{step:06}.png", picture)
+                self.log.picture(step, stem, picture)
+                if last:
+                    self._film(samples / f"{stem}.gif")
+
+    def _film(self, film: Path) -> None:
+        """Make a film of the pictures of one stem, those before a resumption among them."""
+        name = re.compile(re.escape(film.stem) + r"-(\d{6,})\.png")
+        steps = {int(m[1]): p for p in film.parent.iterdir() if (m := name.fullmatch(p.name))}
+        paths = [steps[step] for step in sorted(steps)]
+        some = np.linspace(0, len(paths) - 1, min(len(paths), FILM_FRAMES)).round().astype(int)
+        frames = []
+        for i in some:
+            with contextlib.suppress(OSError):  # what a crash of the machine left
+                frames.append(read_png(paths[i]))
+        frames = [frame for frame in frames if frame.shape == frames[-1].shape]
+        if len(frames) > 1:
+            write_gif(film, frames, milliseconds=[150] * (len(frames) - 1) + [1500])
 
 
 def _initial(

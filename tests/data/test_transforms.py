@@ -6,7 +6,6 @@ from aigc_jax.data.transforms import (
     Address,
     Addressed,
     chain,
-    denormalise,
     flip,
     normalise,
     over_white,
@@ -24,15 +23,6 @@ def test_normalise_is_x_over_127_and_a_half_minus_1():
     exact = LEVELS.astype(np.float64) / 127.5 - 1
     np.testing.assert_allclose(image, exact, atol=6e-8)
     assert image.min() == -1 and image.max() == 1
-
-
-def test_denormalise_undoes_normalise_on_every_level():
-    np.testing.assert_array_equal(denormalise(normalise({"image": LEVELS})["image"]), LEVELS)
-
-
-def test_denormalise_rounds_and_clips():
-    levels = denormalise(np.array([-9.0, 9.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1]))
-    assert levels.tolist() == [0, 255, 100, 101] and levels.dtype == np.uint8
 
 
 def test_pad_centres():

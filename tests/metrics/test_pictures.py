@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from aigc_jax.data.transforms import normalise
 from aigc_jax.metrics.pictures import image_grid, neighbour_grid, quantise, to_uint8
 
 
@@ -15,6 +16,8 @@ def flat(*levels, size=2, channels=1):
 def test_every_level_survives_the_way_to_floats_and_back():
     levels = np.arange(256, dtype=np.uint8)
     assert_array_equal(to_uint8(levels / 127.5 - 1), levels)
+    assert_array_equal(to_uint8(normalise({"image": levels})["image"]), levels)
+    assert_array_equal(to_uint8(np.array([100.4, 100.6]) / 127.5 - 1), [100, 101])
     assert_array_equal(to_uint8(levels), levels)
     assert_array_equal(to_uint8([-9.0, 9.0]), [0, 255])
 

@@ -372,9 +372,68 @@ def test_evaluation_and_pictures_and_the_best(tmp_path: Path) -> None:
     evaluated = [(line["step"], line["eval/x"]) for line in lines(tmp_path) if "eval/x" in line]
     assert evaluated == [(5, 1.0), (10, 3.0), (15, 2.0), (20, 0.5)]
     pictures = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert pictures == [f"{s}-{k}.png" for s in ("colour", "grid") for k in ("000010", "000020")]
+    kinds = ("-000010.png", "-000020.png", ".gif")
+    assert pictures == [f"{stem}{kind}" for stem in ("colour", "grid") for kind in kinds]
     picture = np.asarray(Image.open(tmp_path / "samples" / "grid-000020.png"))
     np.testing.assert_array_equal(picture, grid(result.model)["grid"][..., 0])
+
+
+def played(path: Path) -> tuple[np.ndarray, list[int]]:
+    """The frames of a film, (t, h, w, 3), and for how many milliseconds each is shown."""
+    frames, durations = [], []
+    with Image.open(path) as film:
+        for i in range(getattr(film, "n_frames", 1)):
+            film.seek(i)
+            durations.append(film.info["duration"])
+            frames.append(np.asarray(film.convert("RGB")))
+    return np.stack(frames), durations
+
+
+def test_a_film_is_written_as_one(tmp_path: Path) -> None:
+    film = (np.arange(3, dtype=np.uint8) * 60)[:, None, None, None] * np.ones((2, 4, 1), np.uint8)
+    experiment = make_experiment(picture=lambda model: {"turn": film})
+    train(tmp_path, experiment, picture_every=10)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["turn-000010.gif", "turn-000020.gif"]
+    frames, durations = played(tmp_path / "samples" / names[1])
+    np.testing.assert_array_equal(frames, np.broadcast_to(film, (3, 2, 4, 3)))
+    assert len(set(durations)) == 1
+
+
+def test_a_picture_throughout_the_training_is_a_film_of_whatever_files_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = make_experiment(picture=grid)
+    samples = tmp_path / "samples"
+    train(tmp_path, experiment, picture_every=2, steps=2)
+    assert sorted(path.name for path in samples.iterdir()) == [
+        "colour-000002.png",
+        "grid-000002.png",
+    ]  # one frame is no film
+    train(tmp_path, experiment, picture_every=4, steps=12)
+    step = lambda k: samples / f"grid-{k:06}.png"
+    held = [np.asarray(Image.open(step(k)).convert("RGB")) for k in (2, 4, 8, 12)]
+    frames, durations = played(samples / "grid.gif")
+    np.testing.assert_array_equal(frames, held)
+    assert durations[-1] > 5 * durations[0] and len(set(durations[:-1])) == 1
+
+    # Damaged, of another size, and none of this training's.
+    step(4).write_bytes(step(4).read_bytes()[:50])
+    Image.new("RGB", (5, 5)).save(step(8))
+    for name in ("drawn-000003", "drawn-000003-seed-100000", "grid-large-000005", "my-grid-000005"):
+        shutil.copy(step(2), samples / f"{name}.png")
+    shutil.copy(step(2), step(1_000_000))  # seven digits come after six
+    before = sorted(path.name for path in samples.glob("*.gif"))
+    train(tmp_path, experiment, steps=14)
+    held = [np.asarray(Image.open(step(k)).convert("RGB")) for k in (2, 12, 14, 1_000_000)]
+    np.testing.assert_array_equal(played(samples / "grid.gif")[0], held)
+    assert sorted(path.name for path in samples.glob("*.gif")) == before
+
+    step(1_000_000).unlink()
+    monkeypatch.setattr(loop, "FILM_FRAMES", 3)
+    train(tmp_path, experiment, picture_every=1, steps=18)
+    held = [np.asarray(Image.open(step(k)).convert("RGB")) for k in (2, 14, 18)]
+    np.testing.assert_array_equal(played(samples / "grid.gif")[0], held)
 
 
 def test_the_best_must_be_measured(tmp_path: Path) -> None:
