@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from aigc_jax.core.types import Model
 from aigc_jax.metrics.pictures import image_grid
 
 
@@ -153,3 +154,46 @@ def sweep(
     rows = np.stack([draw(value) for value in values])
     # (values, n, h, w, c) -> (values*n, h, w, c)
     return image_grid(np.concatenate(rows), rows.shape[1], pad=pad, scale=scale)
+
+
+def picture_latents(
+    model: Model, latent: int, *, classes: int = 0, scale: int = 1, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Picture what lies between the latents of a model, and what truncation makes of them.
+
+    Args:
+        model: whose `draw` takes `z` (n, latent) in its condition, `label` if there are classes,
+            and an option `truncation`.
+        latent: dimensions of z ~ N(0, 1).
+        classes: number of labels; the rows are of one each.
+        scale: each pixel becomes a square of this side.
+        seed: of the latents.
+
+    Returns:
+        `interpolation`, a grid of eight rows; `walk`, a film of 16 images on a round trip of four
+        legs; `truncation`, a row for each of 0.3, 0.5, 0.7 and 1. Images are uint8.
+    """
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: rng.normal(size=(*shape, latent)).astype(np.float32)
+    labels = lambda n: {"label": np.arange(n, dtype=np.int32) % classes} if classes else {}
+
+    def draw(z: np.ndarray, cond: dict[str, np.ndarray], repeats: int, **options: Any) -> Any:
+        # (n,) labels for latents image by image, repeats times over
+        cond = {name: np.repeat(x, repeats) for name, x in cond.items()}
+        cond = {name: np.resize(x, len(z)) for name, x in cond.items()}
+        return model.draw(len(z), {"z": z, **cond}, **options)
+
+    z, steps = normal(10), 10
+    return {
+        "interpolation": interpolation_grid(
+            lambda z: draw(z, labels(8), steps), normal(8), normal(8), steps, scale=scale
+        ),
+        "walk": interpolation_film(
+            lambda z: draw(z, labels(16), 1), normal(4, 16), 12, scale=scale
+        ),
+        "truncation": sweep(
+            lambda value: draw(z, labels(10), 1, truncation=value),
+            (0.3, 0.5, 0.7, 1.0),
+            scale=scale,
+        ),
+    }

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from aigc_jax.metrics.latents import interpolation_film, interpolation_grid, slerp, sweep
+from aigc_jax.core.types import Model
+from aigc_jax.metrics.latents import (
+    interpolation_film,
+    interpolation_grid,
+    picture_latents,
+    slerp,
+    sweep,
+)
 
 
 def draws(*shape, seed=0):
@@ -127,3 +134,25 @@ def test_what_cannot_be_pictured_is_refused():
         sweep(lambda n: shade(draws(n, 4)), (1, 2))
     with pytest.raises(ValueError, match=r"at least one"):
         sweep(shade, ())
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_models_latents_are_pictured_with_their_labels(classes):
+    asked = []
+
+    def draw(n, cond, truncation=1.0):
+        assert cond["z"].shape == (n, 5)
+        assert ("label" in cond) == bool(classes)
+        asked.append(cond.get("label"))
+        return truncation * np.tanh(cond["z"][:, :1, None, None]) * np.ones((8, 8, 1))
+
+    pictures = picture_latents(Model({}, {}, draw), 5, classes=classes)
+    assert pictures["interpolation"].shape == (82, 102, 3)
+    assert pictures["walk"].shape == (48, 42, 42, 3)
+    assert pictures["truncation"].shape == (42, 102, 3)
+    if classes:
+        assert_array_equal(asked[0][:20], [0] * 10 + [1] * 10)
+        assert_array_equal(asked[1][:20], [*np.arange(16) % 3, 0, 1, 2, 0])
+    drawn = pictures["truncation"][2::10, 2::10, 0].astype(int)  # a pixel of each image
+    assert list(np.ptp(drawn, axis=1)) == sorted(np.ptp(drawn, axis=1))
+    assert np.ptp(drawn[0]) < np.ptp(drawn[-1])
