@@ -17,14 +17,14 @@ import functools
 
 import optax
 
-from aigc_jax.core.types import Experiment, Model
+from aigc_jax.core.types import Experiment
 from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import digits
 from aigc_jax.data.transforms import normalise
 from aigc_jax.functional.schedules import cosine
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
-from aigc_jax.metrics.judge import train_judge
 from aigc_jax.metrics.likelihood import evaluate_bound
+from aigc_jax.metrics.unconditional import evaluator
 from aigc_jax.models.unet import UNet
 from aigc_jax.tasks.diffusion import bits_per_dim, diffusion
 from experiments.classifier_digits import classifier_digits
@@ -56,18 +56,16 @@ def ddpm_digits(
     )
     task = diffusion(denoiser, schedule, tx, shape=shape, classes=10, kind="v", decay=0.998)
     bound = bits_per_dim(denoiser, schedule, classes=10, kind="v", terms=20)
-
-    def evaluate(model: Model) -> dict[str, float]:
-        judge = train_judge(classifier_digits, data, name="digits")
-        scores = evaluate_classes(model, judge, data)
-        return scores | evaluate_bound(model, bound, data, n=360)
+    judged = evaluator(
+        classifier_digits, data, name="digits", evaluate=evaluate_classes, classes=10
+    )
 
     return Experiment(
         task=task._replace(sample=functools.partial(task.sample, guidance=guidance)),
         data=lambda seed: batches(data.train, batch, seed, transform=normalise),
         steps=1200,
         batch=batch,
-        evaluate=evaluate,
+        evaluate=lambda model: judged(model) | evaluate_bound(model, bound, data, n=360),
         picture=lambda model: picture_classes(model, data, scale=4),
         classes=data.classes,
     )

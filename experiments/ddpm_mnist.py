@@ -17,14 +17,14 @@ import functools
 
 import optax
 
-from aigc_jax.core.types import Experiment, Model
+from aigc_jax.core.types import Experiment
 from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import tfds
 from aigc_jax.data.transforms import normalise
 from aigc_jax.functional.schedules import cosine
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
-from aigc_jax.metrics.judge import train_judge
 from aigc_jax.metrics.likelihood import evaluate_bound
+from aigc_jax.metrics.unconditional import evaluator
 from aigc_jax.models.unet import UNet
 from aigc_jax.tasks.diffusion import bits_per_dim, diffusion
 from experiments.classifier_mnist import classifier_mnist
@@ -54,18 +54,14 @@ def ddpm_mnist(
     )
     task = diffusion(denoiser, schedule, tx, shape=shape, classes=10, kind="v", decay=0.999)
     bound = bits_per_dim(denoiser, schedule, classes=10, kind="v", terms=20)
-
-    def evaluate(model: Model) -> dict[str, float]:
-        judge = train_judge(classifier_mnist, data, name="mnist")
-        scores = evaluate_classes(model, judge, data)
-        return scores | evaluate_bound(model, bound, data, n=512)
+    judged = evaluator(classifier_mnist, data, name="mnist", evaluate=evaluate_classes, classes=10)
 
     return Experiment(
         task=task._replace(sample=functools.partial(task.sample, guidance=guidance)),
         data=lambda seed: batches(data.train, batch, seed, transform=normalise),
         steps=3000,
         batch=batch,
-        evaluate=evaluate,
+        evaluate=lambda model: judged(model) | evaluate_bound(model, bound, data, n=512),
         picture=lambda model: picture_classes(model, data, scale=2),
         classes=data.classes,
     )

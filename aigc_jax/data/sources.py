@@ -3,6 +3,8 @@
 import difflib
 import functools
 import io
+import itertools
+import math
 import os
 import warnings
 import zlib
@@ -486,6 +488,72 @@ def folder(
             f"skipped {len(skipped)} of {count} files: {'; '.join(skipped)}", stacklevel=2
         )
     return Dataset(train, test, classes if classes != ("",) else (), root.resolve().name)
+
+
+def stacked(
+    data: Dataset,
+    *,
+    train: int = 128_000,
+    test: int = 26_000,
+    seed: int = 0,
+    memory_limit: int = 2 * 1024**3,
+) -> Dataset:
+    """Stack random triples of grey images as the channels of colour ones: Stacked-MNIST.
+
+    k classes become k³ modes, which can be counted (`metrics.modes`). Which triples is drawn once;
+    their images are gathered as they are read.
+
+    Args:
+        data: grey images; each split's triples are of that split alone.
+        train: how many triples to learn from; 128,000 in the literature.
+        test: how many to judge on.
+        seed: of the triples.
+        memory_limit: bytes of pixels, both splits together, above which what was gathered is not
+            kept in memory.
+
+    Returns:
+        `image` (h, w, 3) uint8 and, where `data` names its classes, `label` (k a + b) k + c of the
+        channels' labels a, b and c.
+
+    Raises:
+        ValueError: the images are not grey, or an argument is out of range.
+
+    Example:
+        >>> data = stacked(digits(), train=1000, test=100)
+        >>> data.train.read(np.arange(2))["image"].shape, data.classes[42]
+        ((2, 8, 8, 3), '042')
+
+    Reference: Metz et al. 2017, "Unrolled generative adversarial networks", section 3.3.1.
+    """
+    for name, value, low in (("train", train, 1), ("test", test, 1), ("seed", seed, 0)):
+        if value < low:
+            raise ValueError(f"{name}={value} must be at least {low}")
+    shape = data.train.read(np.zeros(1, np.int64))["image"].shape[1:]
+    if shape[-1] != 1:
+        raise ValueError(f"stacked needs grey images (h, w, 1); those of {data.name} are {shape}")
+    kind = Kept if 3 * (train + test) * math.prod(shape) <= memory_limit else Stream
+
+    def split(source: Source, count: int, stream: int) -> Source:
+        rng = np.random.default_rng([seed, stream])
+        triples = rng.integers(len(source), size=(count, 3), dtype=np.int32)
+        return kind(count, functools.partial(_load_stacked, source, triples, len(data.classes)))
+
+    gap = "" if max(map(len, data.classes), default=0) == 1 else "-"
+    return Dataset(
+        split(data.train, train, 0),
+        split(data.test, test, 1),
+        tuple(map(gap.join, itertools.product(data.classes, repeat=3))) if data.classes else (),
+        f"stacked_{data.name}",
+    )
+
+
+def _load_stacked(source: Source, triples: np.ndarray, classes: int, index: np.ndarray) -> Examples:
+    parts = [source.read(grey) for grey in triples[index].T]
+    image = np.concatenate([part["image"] for part in parts], axis=-1)  # -> (b, h, w, 3)
+    if not classes:
+        return {"image": image}
+    a, b, c = (part["label"] for part in parts)
+    return {"image": image, "label": (a * classes + b) * classes + c}
 
 
 def _subfolders(root: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from aigc_jax.data.transforms import normalise
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
 from aigc_jax.metrics.judge import Judge
 from aigc_jax.metrics.pictures import to_uint8
+from aigc_jax.metrics.unconditional import judge_data
 
 RNG = np.random.default_rng(0)
 LEVELS = np.array([-0.8, 0.0, 0.8], np.float32)
@@ -33,6 +34,8 @@ def split(n):
 
 DATA = arrays(split(100), split(50), classes=("dark", "grey", "light"))
 
+REAL = judge_data(JUDGE, DATA, n=120)
+
 
 def model(draw):
     return Model({}, {}, draw)
@@ -42,8 +45,8 @@ def test_a_perfect_model_scores_as_real_data_does():
     scores = evaluate_classes(
         model(lambda n, cond, **_: images(cond["label"])),
         JUDGE,
-        DATA,
-        per_class=40,
+        REAL,
+        classes=3,
     )
     assert scores["agreement_grey/120-ema"] == 1
     assert scores["entropy_grey/120-ema"] == pytest.approx(np.log(3))
@@ -54,7 +57,7 @@ def test_a_perfect_model_scores_as_real_data_does():
 
 def test_a_model_that_ignores_the_label_is_found_out():
     stuck = model(lambda n, cond, **_: images(np.zeros(n, int)))
-    scores = evaluate_classes(stuck, JUDGE, DATA, per_class=40)
+    scores = evaluate_classes(stuck, JUDGE, REAL, classes=3)
     assert scores["agreement_grey/120-ema"] == pytest.approx(1 / 3)
     assert scores["classes_grey/120-ema"] == 1
     assert scores["recall_grey/test-120-ema"] < 0.5
@@ -68,8 +71,20 @@ def test_options_reach_the_sampler():
         seen.update(options)
         return images(cond["label"])
 
-    evaluate_classes(model(draw), JUDGE, DATA, per_class=10, seed=5, steps=7)
+    evaluate_classes(model(draw), JUDGE, REAL, classes=3, seed=5, steps=7)
     assert seen == {"seed": 5, "steps": 7}
+
+
+def test_classes_are_asked_for_as_evenly_as_their_number_allows():
+    asked = []
+
+    def draw(n, cond, **_):
+        asked.append(np.bincount(cond["label"]).tolist())
+        return images(cond["label"])
+
+    for n in (120, 100):
+        evaluate_classes(model(draw), JUDGE, judge_data(JUDGE, DATA, n=n), classes=3)
+    assert asked == [[40, 40, 40], [34, 33, 33]]
 
 
 def test_pictures_have_a_row_a_class_and_samples_beside_their_neighbours():

@@ -55,6 +55,17 @@ def test_subsets_are_addressed_by_the_seed_and_whole_sets_have_no_spread():
     assert std < 1e-12
 
 
+@pytest.mark.parametrize("subsets", [2, 30])  # fewer pairs drawn than there are, and more
+def test_each_value_is_the_estimate_of_its_own_subsets(subsets):
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(50, 3)), rng.normal(size=(40, 3)) + 0.2
+    draws = np.random.default_rng(7)
+    pick = lambda rows: rows[draws.choice(len(rows), 12, replace=False)]
+    values = [unbiased_mmd(pick(x), pick(y)) for _ in range(subsets)]
+    got = kernel_distance(x, y, subsets=subsets, size=12, seed=7)
+    assert_allclose(got, (np.mean(values), np.std(values)), rtol=1e-9)
+
+
 def test_options_out_of_range_are_refused():
     x = np.zeros((9, 2))
     with pytest.raises(ValueError, match=r"^size=10 must be from 2 to the smaller set's 9 rows$"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from aigc_jax.metrics.precision_recall import density_coverage, precision_recall
+from aigc_jax.metrics.precision_recall import density_coverage, precision_recall, radii
 
 
 def by_loops(real, fake, k):
@@ -50,6 +50,17 @@ def test_points_on_a_line_give_the_values_worked_by_hand():
     # of 82, 0 and 1 in none.
     assert_allclose(precision_recall(real, fake, k=1), (2 / 3, 2 / 4))
     assert_allclose(density_coverage(real, fake, k=1), (3 / 3, 2 / 4))
+
+
+def test_known_radii_of_the_real_set_stand_for_measuring_them():
+    rng = np.random.default_rng(5)
+    real, fake = rng.normal(size=(30, 2)), rng.normal(size=(20, 2))
+    for metric in (precision_recall, density_coverage):
+        known = metric(real, fake, k=4, real_radii=radii(real, k=4))
+        assert known == metric(real, fake, k=4)
+        assert metric(real, fake, k=4, real_radii=np.zeros(30))[0] == 0
+        with pytest.raises(ValueError, match=r"^real_radii has shape \(20,\); real has 30 rows$"):
+            metric(real, fake, k=4, real_radii=radii(fake, k=4))
 
 
 def test_copies_of_the_real_set_are_perfect():
