@@ -10,7 +10,14 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from aigc_jax.nn.conv import NHWC, Conv, conv_general_dilated, conv_of_images
+from aigc_jax.nn.conv import (
+    NHWC,
+    Conv,
+    ConvTranspose,
+    conv_general_dilated,
+    conv_of_images,
+    conv_transpose,
+)
 
 CHANNELS = 2, 3
 
@@ -228,3 +235,208 @@ def test_gradients_under_vmap_and_remat():
     result = gradient(lambda x, k: conv_of_images(x, k, (2, 2), PADS))
     expected = gradient(lambda x, k: plain(x, k, (2, 2), PADS))
     chex.assert_trees_all_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+# Gradients of gradients, as a penalty on a critic's gradient takes them
+
+
+def to_second_order(conv, x, kernel):
+    """Return a value, its gradients, and the gradients of their squares."""
+    g = cotangent(jax.eval_shape(conv, x, kernel).shape).astype(np.float32)
+    first = jax.grad(lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel)) * g), (0, 1))
+    penalty = lambda x, kernel: sum(jnp.sum(jnp.square(d)) for d in first(x, kernel))
+    run = lambda x, kernel: (
+        conv(x, kernel),
+        first(x, kernel),
+        jax.grad(penalty, (0, 1))(x, kernel),
+    )
+    return jax.jit(run)(x, kernel)
+
+
+def assert_alike(conv, expected, x, kernel):
+    of_both = (jax.tree.leaves(to_second_order(f, x, kernel)) for f in (conv, expected))
+    for a, b in zip(*of_both, strict=True):
+        # What is near 0 in a sum of large terms has lost its digits in both.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def by_stride(strides, padding):
+    """Return our convolution and lax's."""
+    options = {"window_strides": strides, "padding": padding, "dimension_numbers": NHWC}
+    return (
+        functools.partial(f, **options) for f in (conv_general_dilated, lax.conv_general_dilated)
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((6, 6), (3, 3), 1, "SAME"),
+        ((7, 6), (3, 3), 2, "SAME"),
+        ((7, 6), (4, 4), 2, ASYMMETRIC),
+        ((1, 1), (3, 3), 1, "SAME"),  # a window larger than its image
+        ((2, 5), (4, 4), 1, "SAME"),
+        ((4, 4), (4, 4), 1, "VALID"),  # a single window
+    ],
+    ids=str,
+)
+def test_gradients_of_gradients(size, kernel, stride, padding, one_cpu_device):
+    assert_alike(*by_stride((stride, stride), padding), *arrays(size, kernel))
+
+
+def strided(conv, x, kernel):
+    """Return whether a convolution, or a gradient of it, has strides or dilation."""
+    loss = lambda x, kernel: jnp.sum(conv(x, kernel) ** 2)
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel))
+    options = ("window_strides", "lhs_dilation", "rhs_dilation")
+    return any(f"{name}=({n}, " in text for name in options for n in (2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((8, 8), (4, 4), 2, ((1, 1), (1, 1))),  # a GAN's
+        ((8, 6), (2, 2), 2, "VALID"),
+        ((8, 8), (4, 4), 4, "SAME"),
+        ((7, 6), (4, 2), 2, ((2, 1), (0, 0))),
+        ((2, 2), (4, 4), 2, ((1, 1), (1, 1))),  # a single window
+        ((9, 6), (3, 6), 3, ((0, 0), (1, 2))),
+    ],
+    ids=str,
+)
+def test_kernels_of_whole_patches_need_no_stride(size, kernel, stride, padding, one_cpu_device):
+    conv, expected = by_stride((stride, stride), padding)
+    x, k = arrays(size, kernel)
+    assert is_rewritten(conv, x, k) and not strided(conv, x, k)
+    assert strided(expected, x, k)
+    assert_alike(conv, expected, x, k)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "strides", "padding"),
+    [
+        ((8, 8), (3, 3), (2, 2), "SAME"),  # no whole patches in the kernel
+        ((7, 8), (2, 2), (2, 2), "VALID"),  # none in the image
+        ((8, 8), (4, 4), (2, 4), "VALID"),  # no square ones
+    ],
+)
+def test_other_kernels_keep_their_stride(size, kernel, strides, padding, one_cpu_device):
+    conv, expected = by_stride(strides, padding)
+    x, k = arrays(size, kernel)
+    assert is_rewritten(conv, x, k) and strided(conv, x, k)
+    assert_alike(conv, expected, x, k)
+
+
+# Transposed
+
+
+def plain_transpose(x, kernel, strides, padding):
+    return lax.conv_transpose(x, kernel, strides, padding, dimension_numbers=NHWC)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "strides", "padding"),
+    [
+        ((4, 4), (4, 4), (2, 2), "SAME"),  # a GAN's
+        ((3, 5), (4, 4), (2, 2), "SAME"),
+        ((1, 1), (4, 4), (2, 2), "SAME"),
+        ((1, 1), (4, 4), (1, 1), "VALID"),  # a GAN's first
+        ((1, 1), (2, 3), (2, 2), "VALID"),
+        ((2, 3), (4, 4), (2, 2), "VALID"),
+        ((3, 3), (3, 3), (2, 2), "SAME"),
+    ],
+    ids=str,
+)
+def test_transposed(size, kernel, strides, padding, one_cpu_device):
+    conv, expected = (
+        lambda x, k, f=f: f(x, k, strides, padding) for f in (conv_transpose, plain_transpose)
+    )
+    x, k = arrays(size, kernel)
+    if padding == "SAME":
+        assert conv(x, k).shape[1:3] == tuple(n * s for n, s in zip(size, strides, strict=True))
+    assert is_rewritten(conv, x, k) == (kernel == (4, 4) and (*strides, padding) == (2, 2, "SAME"))
+    assert_alike(conv, expected, x, k)
+
+
+def test_accelerators_run_plain_transposed_lax():
+    conv = lambda x, k: conv_transpose(x, k, (2, 2), "SAME")
+    x, k = arrays((3, 5), (4, 4))
+    assert not is_rewritten(conv, x, k)
+    np.testing.assert_array_equal(conv(x, k), plain_transpose(x, k, (2, 2), "SAME"))
+
+
+def test_transposed_is_the_transpose_of_a_strided_convolution():
+    # <conv(y), x> = <y, conv_transpose(x)>, with the kernel flipped and its channels exchanged.
+    x, kernel = arrays((3, 3), (4, 4))
+    y = cotangent((3, 6, 6, 3))
+    flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)  # (4, 4, c, d) -> (4, 4, d, c)
+    inner = jnp.vdot(plain(jnp.asarray(y, jnp.float32), flipped, (2, 2), PADS), x)
+    painted = conv_transpose(x, kernel, (2, 2), "SAME")
+    np.testing.assert_allclose(inner, jnp.vdot(y, painted), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strides": (2, 2)},
+        {"strides": (2, 2), "use_bias": False, "kernel_init": nn.initializers.ones},
+        {"padding": "VALID"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_transposed_layer_is_linens(size, options, dtype, one_cpu_device):
+    x = arrays(size, (1, 1))[0]
+    ours, linens = (
+        of(5, (4, 4), dtype=dtype, **options) for of in (ConvTranspose, nn.ConvTranspose)
+    )
+    variables = ours.init(jax.random.key(0), x)
+    chex.assert_trees_all_equal(variables, linens.init(jax.random.key(0), x))
+    if "bias" in variables["params"]:
+        variables["params"]["bias"] = jnp.arange(5.0)
+    result, expected = (layer.apply(variables, x) for layer in (ours, linens))
+    assert result.dtype == expected.dtype == (dtype or jnp.float32)
+    tolerance = 1e-5 if dtype is None else 2**-7 * np.abs(expected).max()
+    np.testing.assert_allclose(
+        np.asarray(result, np.float32), np.asarray(expected, np.float32), atol=tolerance
+    )
+
+
+def test_a_penalty_on_two_layers_inside_a_scan(one_cpu_device):
+    """A critic's step as accumulation and several steps a call have it."""
+    rng = np.random.default_rng(0)
+    kernels = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 4, 2, 3), (4, 4, 3, 1))]
+    x = jnp.asarray(rng.normal(size=(2, 2, 4, 4, 2)), jnp.float32)  # (steps, b, h, w, c)
+
+    def penalty(down, up):
+        def critic(x, kernels):
+            h = jnp.tanh(down(x, kernels[0]))  # (b, 2, 2, 3)
+            return jnp.sum(jnp.sin(up(h, kernels[1])))  # (b, 4, 4, 1)
+
+        return lambda kernels, x: jnp.sum(jnp.square(jax.grad(critic)(x, kernels)))
+
+    def add(total, x):
+        ours = penalty(
+            lambda x, k: conv_general_dilated(x, k, (2, 2), PADS, dimension_numbers=NHWC),
+            lambda x, k: conv_transpose(x, k, (2, 2), "SAME"),
+        )
+        return jax.tree.map(jnp.add, total, jax.grad(ours)(kernels, x)), None
+
+    scanned = jax.jit(lambda x: lax.scan(add, jax.tree.map(jnp.zeros_like, kernels), x)[0])(x)
+    lax_penalty = penalty(
+        lambda x, k: plain(x, k, (2, 2), PADS), lambda x, k: plain_transpose(x, k, (2, 2), "SAME")
+    )
+    expected = jax.jit(jax.grad(lambda k: sum(lax_penalty(k, x[i]) for i in range(2))))(kernels)
+    chex.assert_trees_all_close(scanned, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (4, 4)], ids=str)
+def test_doubling_by_kernels_of_three(size, one_cpu_device):
+    conv, expected = (
+        lambda x, k, f=f: f(x, k, (2, 2), "VALID") for f in (conv_transpose, plain_transpose)
+    )
+    x, k = arrays(size, (3, 3))
+    assert conv(x, k).shape[1:3] == tuple(2 * n + 1 for n in size)
+    assert is_rewritten(conv, x, k) and not strided(conv, x, k)
+    assert_alike(conv, expected, x, k)
