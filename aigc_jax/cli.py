@@ -232,7 +232,9 @@ def sample(
             raise ValueError(f"--{name} must be at least 1, got {value}")
     if out is not None and out.suffix not in (".png", ".npz"):
         raise ValueError(f"--out must end in .png or .npz, got {str(out)!r}")
-    cond = {"label": np.resize(np.array(labels, np.int32), n)} if labels else {}
+    cond = run.experiment.cond(n) if run.experiment.cond else {}
+    if labels:
+        cond = cond | {"label": np.resize(np.array(labels, np.int32), n)}
     model, step = runs.restore(run, which, _warn)
 
     began = time.perf_counter()

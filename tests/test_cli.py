@@ -537,6 +537,31 @@ def test_what_is_no_picture_is_kept_as_arrays(project, fails):
     assert "keeps no best checkpoint" in fails("sample", "flat", "--which", "best")
 
 
+@pytest.mark.parametrize("classes", [(), ("dark", "middle", "light")])
+def test_what_a_sampler_needs_besides_labels_comes_from_the_experiment(project, classes):
+    body = f"""\
+        import numpy as np
+        from experiments.blots import blots
+
+        def negative():
+            experiment = blots()
+            sample = lambda params, stats, keys, cond: -cond["source"]
+            return experiment._replace(task=experiment.task._replace(sample=sample), evaluate=None,
+                                       best=None, picture=None, classes={classes}, cond=held_out)
+
+        def held_out(n):
+            return {{"source": np.linspace(-1, 1, 4)[np.arange(n) % 4].reshape(n, 1, 1, 1)}}
+        """
+    assert main(["train", write(project / "negative.py", body)]) == 0
+    assert main(["sample", "negative", "--n", "6", "--out", "a.npz"]) == 0
+    held = dict(np.load("a.npz"))
+    assert set(held) == {"source", "samples"} | ({"label"} if classes else set())
+    np.testing.assert_allclose(held["source"].ravel() * 3, [-3, -1, 1, 3, -3, -1])
+    np.testing.assert_allclose(held["samples"], -held["source"], atol=1e-6)
+    assert main(["sample", "negative"]) == 0
+    assert len(list(Path("runs/negative/samples").glob("drawn-*.png"))) == 1
+
+
 # Evaluation
 
 

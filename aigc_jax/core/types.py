@@ -55,6 +55,8 @@ class Phase(NamedTuple):
         every: run on the last of every so many steps (a generator's `n_critic`, a lazy penalty's
             16).
         start: the first step, counted from 0, on which the phase may run.
+        optimiser: the phase whose optimiser state it shares, if not its own: a lazy penalty goes on
+            with its network's moments, for alone Adam would undo the penalty's weight.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Phase(NamedTuple):
     tx: optax.GradientTransformation
     every: int = 1
     start: int = 0
+    optimiser: str | None = None
 
 
 class Task(NamedTuple):
@@ -121,6 +124,8 @@ class Experiment(NamedTuple):
         best: the evaluation metric whose best checkpoint is kept, and whether "max" or "min" is
             best.
         classes: the names of labels 0, 1, …; empty for an unconditional task.
+        cond: `(n) -> cond` of n samples where a task needs more than labels, such as held-out
+            images to translate.
     """
 
     task: Task
@@ -131,3 +136,4 @@ class Experiment(NamedTuple):
     picture: Callable[[Model], dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
     classes: tuple[str, ...] = ()
+    cond: Callable[[int], Batch] | None = None

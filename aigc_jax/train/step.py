@@ -30,7 +30,8 @@ def init(task: Task, key: Array, batch: Batch) -> State:
         The state. Its leaves are copies, so that no two share a buffer and all can be donated.
 
     Raises:
-        ValueError: two phases share a name, or a phase or an average names an unknown network.
+        ValueError: two phases share a name, a phase or an average names an unknown network, or a
+            phase shares the optimiser of one that trains others.
     """
     params, stats = task.init(key, batch)
     names = [phase.name for phase in task.phases]
@@ -42,11 +43,19 @@ def init(task: Task, key: Array, batch: Batch) -> State:
     for who, networks in wanted.items():
         if unknown := set(networks) - set(params):
             raise ValueError(f"{who} {sorted(unknown)}; the networks are {sorted(params)}")
+    own = {p.name: p for p in task.phases if p.optimiser is None}
+    for p in task.phases:
+        if p.optimiser and (p.optimiser not in own or own[p.optimiser].trains != p.trains):
+            like = [name for name, other in own.items() if other.trains == p.trains]
+            raise ValueError(
+                f"phase {p.name!r} shares optimiser={p.optimiser!r}; phases of their own optimiser "
+                f"that train {p.trains} are {like}"
+            )
     state = State(
         step=jnp.zeros((), jnp.int32),
         params=params,
         stats=stats,
-        opt={p.name: p.tx.init({n: params[n] for n in p.trains}) for p in task.phases},
+        opt={name: p.tx.init({n: params[n] for n in p.trains}) for name, p in own.items()},
         ema={n: {"params": params[n], "stats": stats.get(n, {})} for n in task.average},
     )
     return jax.tree.map(jnp.copy, state)
@@ -100,6 +109,7 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
     def descend(phase: Phase, state: State, batch: Batch, index: Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(stream(seed, phase.name), state.step)
         trained = {n: state.params[n] for n in phase.trains}
+        moments = phase.optimiser or phase.name
 
         def sums(trained: dict[str, Any], batch: Batch, index: Array) -> tuple[Array, Any]:
             keys = example_keys(key, index)
@@ -123,8 +133,8 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, opt = phase.tx.update(grads, state.opt[phase.name], trained)
-        old = (trained, {n: state.stats[n] for n in stats}, state.opt[phase.name])
+        updates, opt = phase.tx.update(grads, state.opt[moments], trained)
+        old = (trained, {n: state.stats[n] for n in stats}, state.opt[moments])
         new = (optax.apply_updates(trained, updates), stats, opt)
         # A select, not a branch: a branch would make a GPU wait for the host.
         trained, stats, opt = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
@@ -132,7 +142,7 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
         state = state._replace(
             params={**state.params, **trained},
             stats={**state.stats, **stats},
-            opt={**state.opt, phase.name: opt},
+            opt={**state.opt, moments: opt},
         )
         one = jnp.ones(())
         # A dropped step weighs nothing in the means, so that a log shows what was learned from.

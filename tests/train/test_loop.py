@@ -8,12 +8,13 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import regression
 from jax.experimental.compilation_cache import compilation_cache
@@ -24,6 +25,9 @@ from aigc_jax.core.parallel import make_mesh
 from aigc_jax.core.types import Experiment, Mean, Model
 from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import Stream, arrays
+from aigc_jax.functional.adversarial import NON_SATURATING, r1
+from aigc_jax.models import mlp_gan
+from aigc_jax.tasks.gan import Penalty, gan
 from aigc_jax.train import loop
 from aigc_jax.train.loop import Result, fit, load
 from aigc_jax.train.meter import Diverged, means
@@ -121,6 +125,30 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(
     assert [line["step"] for line in lines(tmp_path)] == [5, 10, 15, 20]
     both = zip(lines(tmp_path), lines(whole[0]), strict=True)
     assert all(a["fit/loss"] == b["fit/loss"] for a, b in both)
+
+
+class Pictures(NamedTuple):
+    seed: int
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([self.seed, step])
+        return {"image": rng.uniform(-1, 1, (8, 4, 4, 1)).astype(np.float32)}
+
+
+def test_a_resumed_game_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
+    """It stops between two lazy penalties and two steps of the generator, of shared moments."""
+    networks = mlp_gan.Generator((4, 4, 1), (8,)), mlp_gan.Discriminator((8,))
+    penalties, adam = (Penalty(r1, 1.0, every=4),), optax.adam(0.01, 0.5)
+    options = {"latent": 3, "penalties": penalties, "n_critic": 3, "decay": 0.9}
+    task = gan(*networks, NON_SATURATING, adam, adam, **options)
+    experiment = Experiment(task, Pictures, 14, 8)
+    never = train(tmp_path / "never", experiment)
+    train(tmp_path / "once", experiment, steps=7)
+    once = train(tmp_path / "once", experiment)
+    assert distance(once.state, never.state) == 0
+    assert lines(tmp_path / "never")[-1]["r1/r1"] > 0
+    counts = {name: int(opt[0].count) for name, opt in once.state.opt.items()}
+    assert counts == {"discriminator": 14 + 3, "generator": 4}
 
 
 @pytest.mark.parametrize(

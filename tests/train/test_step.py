@@ -264,6 +264,99 @@ def test_phases_run_when_they_are_due():
     }
 
 
+# Sharing an optimiser
+
+
+def shared(tx: Any, **penalty: Any) -> Task:
+    """Fit a line, and every second step shrink it, with the same moments."""
+
+    def shrink(params, stats, batch, keys, mode):
+        size = jnp.sum(jnp.square(params["a"]["w"]))
+        return Out(jnp.full(B, size), jnp.ones(B))
+
+    options = {"every": 2, "optimiser": "fit", **penalty}
+    return make_task(
+        Phase("fit", ("a",), fit_line("a"), tx),
+        Phase("shrink", ("a",), shrink, tx, **options),
+        Phase("other", ("b",), fit_line("b"), tx),
+    )
+
+
+def test_phases_share_one_optimiser_and_both_move_its_moments():
+    tx = optax.adam(0.1)
+    task = shared(tx)
+    step, state = compiled(task), begin(task)
+    assert set(state.opt) == {"fit", "other"}
+    w = {"a": state.params["a"]}
+    opt = tx.init(w)
+    counts = []
+    for i in range(4):
+        batch = make_batch(i)
+        state, metrics = step(state, batch)
+        descents = [lambda w: weighted_mean(w["a"]["w"], batch)]
+        if i % 2:
+            descents.append(lambda w: jnp.sum(jnp.square(w["a"]["w"])))
+        for loss in descents:
+            updates, opt = tx.update(jax.grad(loss)(w), opt)
+            w = optax.apply_updates(w, updates)
+        counts.append(int(state.opt["fit"][0].count))
+        chex.assert_trees_all_close(
+            (state.params["a"], state.opt["fit"]), (w["a"], opt), rtol=1e-4, atol=1e-6
+        )
+        assert metrics["shrink/loss"].weight == (B if i % 2 else 0)
+    assert counts == [1, 3, 4, 6]
+    assert state.opt["other"][0].count == 4
+
+
+def test_a_shared_optimiser_is_not_one_of_its_own():
+    tx = optax.sgd(0.02, momentum=0.9)
+    results = []
+    for optimiser in ("fit", None):
+        task = shared(tx, optimiser=optimiser)
+        step, state = compiled(task), begin(task)
+        for i in range(4):
+            state, _ = step(state, make_batch(i))
+        results.append(np.asarray(state.params["a"]["w"]))
+    assert set(state.opt) == {"fit", "shrink", "other"}
+    assert np.abs(results[0] - results[1]).max() > 0.01
+
+
+def test_a_dropped_step_leaves_shared_moments():
+    """The second phase is not finite, so what it leaves is what the first made."""
+
+    def broken(params, stats, batch, keys, mode):
+        return Out(batch["y"] * params["a"]["w"].sum() * jnp.nan, jnp.ones(B))
+
+    tx = optax.adam(0.1)
+    fit = Phase("fit", ("a",), fit_line("a"), tx)
+    task = make_task(fit, Phase("broken", ("a",), broken, tx, optimiser="fit"))
+    state, metrics = compiled(task)(begin(task), make_batch())
+    alone = make_task(fit)
+    expected, _ = compiled(alone)(begin(alone), make_batch())
+    chex.assert_trees_all_close(
+        (state.params, state.opt["fit"]), (expected.params, expected.opt["fit"]), rtol=1e-6
+    )
+    assert metrics["broken/skipped"] == Mean(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "trains", "like"),
+    [
+        ("other", ("a",), r"\['fit'\]"),  # trains another network
+        ("fit", ("a", "b"), r"\[\]"),  # trains more
+        ("missing", ("a",), r"\['fit'\]"),
+        ("shrink", ("a",), r"\['fit'\]"),  # has none of its own
+    ],
+)
+def test_an_optimiser_is_shared_for_the_same_networks(optimiser, trains, like):
+    task = shared(optax.sgd(0.1))
+    fit, shrink, other = task.phases
+    shrink = shrink._replace(trains=trains, optimiser=optimiser)
+    message = rf"phase 'shrink' shares optimiser='{optimiser}'; .* are {like}"
+    with pytest.raises(ValueError, match=message):
+        begin(task._replace(phases=(fit, shrink, other)))
+
+
 # What is not finite
 
 
