@@ -1,8 +1,9 @@
-"""Embeddings of continuous quantities."""
+"""Embeddings of times and of labels."""
 
 import math
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -47,3 +48,39 @@ def sinusoidal(
     angle = t.astype(jnp.float32)[:, None] * frequency  # (b,) -> (b, channels/2)
     waves = jnp.sin(angle), jnp.cos(angle)
     return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, -1)
+
+
+def one_hot(label: Array | None, classes: int, b: int) -> Array:
+    """Write labels as one-hot vectors; without classes, as vectors of length 0.
+
+    Args:
+        label: (b,) integers in [0, classes), or None if there are no classes.
+        classes: how many there are.
+        b: examples in the batch.
+
+    Returns:
+        (b, classes) float32.
+
+    Raises:
+        ValueError: there are classes and no label, or a label and no classes.
+
+    >>> one_hot(jnp.array([2, 0]), 3, 2).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    check_label(label, classes)
+    if label is None:
+        return jnp.zeros((b, 0))
+    chex.assert_shape(label, (b,))
+    return jax.nn.one_hot(label, classes)
+
+
+def check_label(label: Array | None, classes: int) -> None:
+    """Refuse a label where a network has no classes, and none where it has some.
+
+    Raises:
+        ValueError: as said.
+    """
+    if label is None and classes:
+        raise ValueError(f"a network of classes={classes} needs a label")
+    if label is not None and not classes:
+        raise ValueError("a label was given, but this network has classes=0")

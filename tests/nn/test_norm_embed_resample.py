@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.embed import check_label, one_hot, sinusoidal
 from aigc_jax.nn.norm import GroupNorm, group_norm
 from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
 
@@ -114,6 +114,36 @@ def test_sinusoidal_needs_an_even_number_of_channels(channels):
 def test_sinusoidal_takes_times_by_example():
     with pytest.raises(AssertionError, match="rank"):
         sinusoidal(jnp.zeros(()), 4)
+
+
+def test_one_hot_marks_the_label():
+    label = jnp.array([2, 0, 1, 2])
+    expected = np.eye(4, dtype=np.float32)[np.asarray(label)]
+    np.testing.assert_array_equal(one_hot(label, 4, 4), expected)
+    assert one_hot(label, 4, 4).dtype == jnp.float32
+
+
+def test_one_hot_of_no_classes_is_nothing():
+    nothing = one_hot(None, 0, 3)
+    assert nothing.shape == (3, 0)
+    x = np.ones((3, 2), np.float32)
+    np.testing.assert_array_equal(jnp.concatenate([x, nothing], -1), x)
+
+
+def test_labels_are_taken_where_there_are_classes():
+    check_label(jnp.zeros(2, int), 3)
+    check_label(None, 0)
+    for refuse in (check_label, lambda label, classes: one_hot(label, classes, 2)):
+        with pytest.raises(ValueError, match="a network of classes=3 needs a label"):
+            refuse(None, 3)
+        with pytest.raises(ValueError, match="a label was given, but this network has classes=0"):
+            refuse(jnp.zeros(2, int), 0)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 1)])
+def test_one_hot_takes_a_label_an_example(shape):
+    with pytest.raises(AssertionError):
+        one_hot(jnp.zeros(shape, int), 3, 2)
 
 
 # Resampling

@@ -1,0 +1,408 @@
+"""Generative adversarial networks: any two networks, losses, penalties and augmentation.
+
+`adversarial_phases` is the game itself, of anything that makes images against anything that judges
+them; `gan` is the game from noise. Other families bring their own generator to it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.core import pop
+from jax import Array
+
+from aigc_jax.core.keys import fold, normal, randint
+from aigc_jax.core.shapes import mean_flat
+from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
+from aigc_jax.functional.adversarial import Losses
+
+
+class Fake(NamedTuple):
+    """What a generator made of a batch.
+
+    Attributes:
+        image: (b, h, w, c).
+        stats: its network's proposed state.
+        loss: (b,) what it descends besides the adversary's loss.
+        metrics: name -> (b,).
+    """
+
+    image: Array
+    stats: Any
+    loss: Array | float = 0.0
+    metrics: dict[str, Array] = {}
+
+
+class Penalty(NamedTuple):
+    """A penalty on the discriminator's gradients.
+
+    Attributes:
+        function: of `functional.adversarial`: `(critic, real, fake, keys) -> (b,)`.
+        weight: of its mean in the loss.
+        every: 1 adds it to every step's loss; k takes a step of its own down k times the penalty,
+            every k steps, with the discriminator's optimiser (Karras et al. 2020, §3.1).
+    """
+
+    function: Callable[..., Array]
+    weight: float
+    every: int = 1
+
+
+Generate = Callable[[Any, Any, Batch, Array, Mode], Fake]  # params, stats, batch, keys, mode
+Discriminate = Callable[[Any, Any, Array, Batch, Mode], tuple[Array, Any]]
+Augment = Callable[[Array, Array], Array]  # images, keys
+
+
+def gan(
+    generator: nn.Module,
+    discriminator: nn.Module,
+    losses: Losses,
+    generator_tx: optax.GradientTransformation,
+    discriminator_tx: optax.GradientTransformation,
+    *,
+    latent: int,
+    classes: int = 0,
+    penalties: tuple[Penalty, ...] = (),
+    n_critic: int = 1,
+    augment: Augment | None = None,
+    decay: float | None = None,
+    simultaneous: bool = False,
+) -> Task:
+    """Make the task of a generative adversarial network (Goodfellow et al. 2014).
+
+    Batches hold `image` (b, h, w, c) in [−1, 1], and `label` (b,) if there are classes.
+
+    Args:
+        generator: `(z, label, *, train, axis) -> image`, such as `models.dcgan.Generator`.
+        discriminator: `(image, label, *, train, axis) -> logits`, (b,) or of patches.
+        losses: such as `functional.adversarial.NON_SATURATING`.
+        generator_tx: the generator's optimiser.
+        discriminator_tx: the discriminator's.
+        latent: dimensions of z ~ N(0, 1).
+        classes: number of labels that both networks take; 0 is unconditional.
+        penalties: on the discriminator's gradients.
+        n_critic: steps of the discriminator for one of the generator.
+        augment: `(images, keys) -> images`, differentiable, of all that the discriminator sees.
+        decay: of the exponential moving average of the generator's weights, which then draws
+            (see `half_life`); None draws with the last weights.
+        simultaneous: both descend from one pass of the generator, which saves a second.
+
+    Returns:
+        The task, of the networks `generator` and `discriminator`. Its sampler takes `z`
+        (b, latent) in `cond`, where the latents are to be chosen.
+
+    Raises:
+        ValueError: an argument is out of range; when the task is initialised: the generator's
+            images are not of the data's shape, or the gradients of a critic with BatchNorm are to
+            be penalised.
+    """
+    network = functools.partial(_apply, generator)
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        image, label = batch["image"], batch["label"] if classes else None
+        z = jnp.zeros((image.shape[0], latent))
+        return init_networks(
+            key,
+            image.shape,
+            generator=(generator, (z, label)),
+            discriminator=(discriminator, (image, label)),
+            penalties=penalties,
+        )
+
+    def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
+        label = batch["label"] if classes else None
+        z = normal(fold(keys, 0), (latent,))
+        return Fake(*network(params["generator"], stats["generator"], z, label, mode))
+
+    def sample(
+        params: Any, stats: Any, keys: Array, cond: Batch, *, truncation: float = 1.0
+    ) -> Array:
+        """Draw images.
+
+        Args:
+            params: weights by network.
+            stats: batch statistics by network.
+            keys: (b,).
+            cond: {"label": (b,)}, or empty for classes at random; and {"z": (b, latent)} to choose
+                the latents.
+            truncation: standard deviation of z; less is more typical and less varied.
+
+        Returns:
+            (b, h, w, c) in [−1, 1].
+
+        Raises:
+            ValueError: a label is given to a model without classes.
+        """
+        z = truncation * cond.get("z", normal(fold(keys, 0), (latent,)))
+        label = choose_label(cond, keys, classes)
+        mode = Mode(train=False)
+        return network(params["generator"], stats["generator"], z, label, mode)[0]
+
+    phases = adversarial_phases(
+        generate,
+        judge_images(discriminator, classes),
+        losses,
+        generator_tx,
+        discriminator_tx,
+        penalties=penalties,
+        n_critic=n_critic,
+        augment=augment,
+        simultaneous=simultaneous,
+    )
+    return Task(init, phases, sample, average={} if decay is None else {"generator": decay})
+
+
+def adversarial_phases(
+    generate: Generate,
+    discriminate: Discriminate,
+    losses: Losses,
+    generator_tx: optax.GradientTransformation,
+    discriminator_tx: optax.GradientTransformation,
+    *,
+    generator: str = "generator",
+    weight: float = 1.0,
+    penalties: tuple[Penalty, ...] = (),
+    n_critic: int = 1,
+    start: int = 0,
+    augment: Augment | None = None,
+    simultaneous: bool = False,
+) -> tuple[Phase, ...]:
+    """Make the phases of a game between a generator and the network `discriminator`.
+
+    Args:
+        generate: `(params, stats, batch, keys, mode) -> Fake`, all networks' params and stats.
+        discriminate: `(params, stats, images, batch, mode) -> (logits, stats)`, of the
+            discriminator's own params and stats.
+        losses: of both sides.
+        generator_tx: the generator's optimiser.
+        discriminator_tx: the discriminator's.
+        generator: the name of its network.
+        weight: of the adversary's loss beside the generator's own.
+        penalties: on the discriminator's gradients.
+        n_critic: steps of the discriminator for one of the generator.
+        start: the first step on which the discriminator trains.
+        augment: `(images, keys) -> images`, of all that the discriminator sees.
+        simultaneous: both descend from one pass of the generator.
+
+    Returns:
+        `discriminator`, a phase for each lazy penalty, and one named as the generator; or a single
+        phase `game` if they are simultaneous.
+
+    Raises:
+        ValueError: an argument is out of range, or does not go with `simultaneous`.
+    """
+    if n_critic < 1:
+        raise ValueError(f"n_critic={n_critic} must be at least 1")
+    for penalty in penalties:
+        if penalty.weight < 0 or penalty.every < 1:
+            raise ValueError(f"{penalty} must have a weight of at least 0, and be every 1 or more")
+    if simultaneous and (n_critic > 1 or start or any(p.every > 1 for p in penalties)):
+        raise ValueError("simultaneous=True needs n_critic=1, start=0 and penalties of every=1")
+
+    def critic(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Any:
+        """Return the discriminator as `(images, stats) -> (logits, stats)`."""
+
+        def judge(x: Array, stats: Any = stats["discriminator"]) -> tuple[Array, Any]:
+            # Real and generated alike: a different view of each would only add noise.
+            x = x if augment is None else augment(x, fold(keys, 1))
+            return discriminate(params["discriminator"], stats, x, batch, mode)
+
+        return judge
+
+    def penalise(judge: Any, which: Any, real: Array, fake: Array, keys: Array) -> dict[str, Array]:
+        return {
+            p.function.__name__: p.function(lambda x: judge(x)[0], real, fake, fold(keys, 2 + i))
+            for i, p in which
+        }
+
+    now = [(i, p) for i, p in enumerate(penalties) if p.every == 1]
+    lazy = [(i, p) for i, p in enumerate(penalties) if p.every > 1]
+
+    def of_discriminator(judge: Any, real: Array, fake: Array, keys: Array) -> Out:
+        on_real, stats = judge(real)
+        on_fake, stats = judge(fake, stats)
+        value = losses.discriminator(on_real, on_fake)
+        paid = penalise(judge, now, real, fake, keys)
+        value += sum(p.weight * paid[p.function.__name__] for _, p in now)
+        metrics = {"real": mean_flat(on_real), "fake": mean_flat(on_fake), **paid}
+        return Out(value, jnp.ones_like(value), {"discriminator": stats}, metrics)
+
+    def of_generator(judge: Any, real: Array, fake: Fake) -> Out:
+        on_real, stats = judge(real)
+        on_fake, _ = judge(fake.image, stats)
+        adversary = losses.generator(on_real, on_fake)
+        metrics = dict(fake.metrics)
+        if metrics:
+            metrics["adversary"] = adversary
+        value = fake.loss + weight * adversary
+        return Out(value, jnp.ones_like(value), {generator: fake.stats}, metrics)
+
+    def discriminator_loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
+        fake = generate(params, stats, batch, fold(keys, 0), mode).image
+        judge = critic(params, stats, batch, keys, mode)
+        return of_discriminator(judge, batch["image"], jax.lax.stop_gradient(fake), keys)
+
+    def generator_loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
+        fake = generate(params, stats, batch, fold(keys, 0), mode)
+        return of_generator(critic(params, stats, batch, keys, mode), batch["image"], fake)
+
+    def game_loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
+        fake, real = generate(params, stats, batch, fold(keys, 0), mode), batch["image"]
+        frozen = jax.lax.stop_gradient(params)
+        # What the two sides compute alike, the compiler computes once.
+        judge = critic(params, stats, batch, keys, mode)
+        d = of_discriminator(judge, real, jax.lax.stop_gradient(fake.image), keys)
+        g = of_generator(critic(frozen, stats, batch, keys, mode), real, fake)
+        metrics = d.metrics | g.metrics | {"discriminator": d.loss, generator: g.loss}
+        return Out(d.loss + g.loss, d.weight, d.stats | g.stats, metrics)
+
+    def lazy_loss(i: int, p: Penalty) -> Callable[..., Out]:
+        def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
+            fake = generate(params, stats, batch, fold(keys, 0), mode).image
+            judge = critic(params, stats, batch, keys, mode)
+            paid = penalise(judge, [(i, p)], batch["image"], jax.lax.stop_gradient(fake), keys)
+            [value] = paid.values()
+            return Out(p.every * p.weight * value, jnp.ones_like(value), metrics=paid)
+
+        return loss
+
+    if simultaneous:
+        both: Any = {"discriminator": discriminator_tx, generator: generator_tx}
+        tx = optax.partition(both, {name: name for name in both})
+        return (Phase("game", tuple(both), game_loss, tx),)
+    return (
+        Phase(
+            "discriminator", ("discriminator",), discriminator_loss, discriminator_tx, start=start
+        ),
+        *(
+            Phase(
+                p.function.__name__,
+                ("discriminator",),
+                lazy_loss(i, p),
+                discriminator_tx,
+                every=p.every,
+                start=start,
+                optimiser="discriminator",
+            )
+            for i, p in lazy
+        ),
+        Phase(generator, (generator,), generator_loss, generator_tx, every=n_critic),
+    )
+
+
+def judge_images(discriminator: nn.Module, classes: int = 0) -> Discriminate:
+    """Make the `discriminate` of a network that judges an image, with its label if it has one."""
+
+    def discriminate(params: Any, stats: Any, x: Array, batch: Batch, mode: Mode) -> Any:
+        label = batch["label"] if classes else None
+        return _apply(discriminator, params, stats, x, label, mode)
+
+    return discriminate
+
+
+def init_networks(
+    key: Array,
+    shape: tuple[int, ...],
+    *,
+    generator: tuple[nn.Module, tuple[Any, ...]],
+    discriminator: tuple[nn.Module, tuple[Any, ...]],
+    penalties: tuple[Penalty, ...] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Initialise both sides of a game, and hold them to the data.
+
+    Args:
+        key: one key.
+        shape: (b, h, w, c) of the data's images.
+        generator: its network, and the arguments it is called with.
+        discriminator: likewise.
+        penalties: on the discriminator's gradients.
+
+    Returns:
+        `(params, stats)`, by network.
+
+    Raises:
+        ValueError: the generator's images are of another shape; or the gradients of a critic with
+            BatchNorm are to be penalised.
+    """
+    params, stats = {}, {}
+    networks = {"generator": generator, "discriminator": discriminator}
+    for part, (name, (network, args)) in zip(jax.random.split(key), networks.items(), strict=True):
+        output, variables = network.init_with_output(part, *args)
+        if name == "generator" and output.shape != shape:
+            raise ValueError(
+                f"the generator makes images of {output.shape[1:]}; the data's are {shape[1:]}"
+            )
+        stats[name], params[name] = pop(variables, "params")
+    refuse_batch_norm(penalties, stats["discriminator"])
+    return params, stats
+
+
+def refuse_batch_norm(penalties: tuple[Penalty, ...], stats: Any) -> None:
+    """Hold a discriminator whose gradients are penalised to logits of one example each.
+
+    Args:
+        penalties: on the discriminator's gradients.
+        stats: its state, by collection.
+
+    Raises:
+        ValueError: it keeps batch statistics.
+    """
+    if penalties and "batch_stats" in stats:
+        raise ValueError(
+            f"{penalties[0].function.__name__} penalises the gradient of each example's logit, and "
+            "BatchNorm makes a logit depend on the whole batch; use a discriminator without it, "
+            "norm='none'"
+        )
+
+
+def choose_label(cond: Batch, keys: Array, classes: int) -> Array | None:
+    """Return the labels asked for; without any, classes at random, or None if there are none.
+
+    Raises:
+        ValueError: a label is given to a model without classes.
+    """
+    if "label" in cond:
+        if not classes:
+            raise ValueError("a label was given, but this model is unconditional")
+        return cond["label"]
+    return randint(fold(keys, 1), 0, classes) if classes else None
+
+
+def half_life(images: float, batch: int) -> float:
+    """Return the decay of an average that halves what it held every so many images.
+
+    Args:
+        images: seen while a weight's share in the average halves.
+        batch: images a step.
+
+    Raises:
+        ValueError: either is not above 0.
+
+    Example:
+        >>> half_life(64, 64)
+        0.5
+
+    Karras et al. 2018, *Progressive growing of GANs*, §A.1, count it so.
+    """
+    if images <= 0 or batch <= 0:
+        raise ValueError(f"images={images} and batch={batch} must be above 0")
+    return 0.5 ** (batch / images)
+
+
+def _apply(
+    network: nn.Module, params: Any, stats: Any, x: Array, label: Array | None, mode: Mode
+) -> tuple[Array, Any]:
+    """Apply a network, and return what its state comes to."""
+    output, updated = network.apply(
+        {"params": params, **stats},
+        x,
+        label,
+        train=mode.train,
+        axis=mode.axis,
+        mutable=list(stats) if mode.train else [],
+    )
+    return output, {**stats, **updated}
