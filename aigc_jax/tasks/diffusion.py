@@ -70,16 +70,16 @@ def diffusion(
         ValueError: `kind` is unknown, `drop_label` is not a probability, a learned variance is
             to be weighted, or v is to be learned under a variance-exploding schedule.
     """
-    if kind not in get_args(f.Kind):
-        raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, get_args(f.Kind)))}")
-    if not 0 <= drop_label <= 1:
-        raise ValueError(f"drop_label={drop_label} must lie in [0, 1]")
-    if kind == "v" and not schedule.preserving:
-        raise ValueError(
-            "kind='v' grows with the noise of a variance-exploding schedule; use 'eps'"
-        )
-    if learned_variance and gamma is not None:
-        raise ValueError(f"gamma={gamma} cannot weight the hybrid loss of learned_variance=True")
+    denoise = denoising(
+        denoiser,
+        schedule,
+        shape=shape,
+        classes=classes,
+        kind=kind,
+        learned_variance=learned_variance,
+        gamma=gamma,
+        drop_label=drop_label,
+    )
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         image = batch["image"]
@@ -88,32 +88,7 @@ def diffusion(
         return {"denoiser": variables["params"]}, {}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
-        x0 = batch["image"]
-        if x0.shape[1:] != shape:
-            raise ValueError(f"images are {x0.shape[1:]}; the task was made for shape={shape}")
-        t = randint(fold(keys, 0), 0, schedule.steps)
-        eps = draw_normal(fold(keys, 1), shape)
-        label = None
-        if classes:
-            dropped = uniform(fold(keys, 2)) < drop_label
-            label = jnp.where(dropped, classes, batch["label"])
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        output = _output(
-            denoiser,
-            schedule,
-            params,
-            f.diffuse(x0, eps, alpha, sigma),
-            t.astype(jnp.float32),
-            label,
-            train=mode.train,
-            rngs={"dropout": fold(keys[:1], 3)[0]},
-        )
-        if learned_variance:
-            value = f.hybrid_loss(schedule, kind, output, x0, eps, t)
-        else:
-            value = f.simple_loss(output, f.target(kind, x0, eps, alpha, sigma))
-            if gamma is not None:
-                value *= f.min_snr_weight(schedule.logsnr(t), gamma, kind)
+        value, _ = denoise(params, batch, keys, mode)
         return Out(loss=value, weight=jnp.ones_like(value))
 
     def sample(
@@ -180,6 +155,67 @@ def diffusion(
 
     phase = Phase("denoiser", ("denoiser",), loss, tx)
     return Task(init, (phase,), sample, average={"denoiser": decay})
+
+
+def denoising(
+    denoiser: nn.Module,
+    schedule: Schedule,
+    *,
+    shape: tuple[int, int, int],
+    classes: int = 0,
+    kind: f.Kind = "eps",
+    learned_variance: bool = False,
+    gamma: float | None = None,
+    drop_label: float = 0.1,
+) -> Callable[[Any, Batch, Array, Mode], tuple[Array, Array]]:
+    """Make `(params, batch, keys, mode) -> (loss, x0)` of images noised to random times.
+
+    The arguments are those of `diffusion`, and what it raises is raised here. The loss, (b,), is
+    what it descends; x0, (b, h, w, c) float32, is the image that the denoiser takes the noisy one
+    for: its mean, if it learns a variance, and not clipped.
+    """
+    if kind not in get_args(f.Kind):
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, get_args(f.Kind)))}")
+    if not 0 <= drop_label <= 1:
+        raise ValueError(f"drop_label={drop_label} must lie in [0, 1]")
+    if kind == "v" and not schedule.preserving:
+        raise ValueError(
+            "kind='v' grows with the noise of a variance-exploding schedule; use 'eps'"
+        )
+    if learned_variance and gamma is not None:
+        raise ValueError(f"gamma={gamma} cannot weight the hybrid loss of learned_variance=True")
+
+    def denoise(params: Any, batch: Batch, keys: Array, mode: Mode) -> tuple[Array, Array]:
+        x0 = batch["image"]
+        if x0.shape[1:] != shape:
+            raise ValueError(f"images are {x0.shape[1:]}; the task was made for shape={shape}")
+        t = randint(fold(keys, 0), 0, schedule.steps)
+        eps = draw_normal(fold(keys, 1), shape)
+        label = None
+        if classes:
+            dropped = uniform(fold(keys, 2)) < drop_label
+            label = jnp.where(dropped, classes, batch["label"])
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        xt = f.diffuse(x0, eps, alpha, sigma)
+        output = _output(
+            denoiser,
+            schedule,
+            params,
+            xt,
+            t.astype(jnp.float32),
+            label,
+            train=mode.train,
+            rngs={"dropout": fold(keys[:1], 3)[0]},
+        )
+        if learned_variance:
+            value = f.hybrid_loss(schedule, kind, output, x0, eps, t)
+        else:
+            value = f.simple_loss(output, f.target(kind, x0, eps, alpha, sigma))
+            if gamma is not None:
+                value *= f.min_snr_weight(schedule.logsnr(t), gamma, kind)
+        return value, f.predict(kind, output, xt, alpha, sigma).x0
+
+    return denoise
 
 
 def predictor(
