@@ -85,7 +85,8 @@ def train_judge(
     run.
 
     Args:
-        make: a function that makes the experiment, called with its defaults.
+        make: a function that makes the experiment, called with its defaults; or a
+            `functools.partial` of one.
         data: whose test split to state its accuracy on.
         name: what distances in its features are called after.
         directory: where judges are kept.
@@ -95,7 +96,7 @@ def train_judge(
     """
     identity = identify(make)
     experiment = make()._replace(evaluate=None, picture=None)
-    out = directory / f"{make.__name__}-{digest(identity)}"
+    out = directory / f"{identity['experiment']}-{digest(identity)}"
     result = fit(experiment, out, identity=identity)
     if result.interrupted:
         raise KeyboardInterrupt
