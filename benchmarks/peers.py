@@ -11,6 +11,7 @@ Needs the `parity` extra, and PyTorch before it: `pip install torch==2.13.0`.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import statistics
 import tempfile
@@ -28,11 +29,14 @@ from aigc_jax.core.keys import example_keys, stream
 from aigc_jax.core.parallel import make_mesh, put_batch
 from aigc_jax.core.types import Task
 from aigc_jax.data import batches, sources, transforms
+from aigc_jax.functional.adversarial import NON_SATURATING
 from aigc_jax.functional.schedules import linear, uniform_times
+from aigc_jax.models import dcgan
 from aigc_jax.models.vae import MLPDecoder, MLPEncoder
 from aigc_jax.pretrained.unet2d import read_unet2d
 from aigc_jax.samplers.diffusion import sample_ddim
 from aigc_jax.tasks.diffusion import diffusion, predictor
+from aigc_jax.tasks.gan import gan
 from aigc_jax.tasks.vae import vae
 from aigc_jax.train.compile import jit_init, jit_step
 from benchmarks import record
@@ -73,7 +77,7 @@ def ddpm_step(size: str, batch: int) -> Case:
     task = diffusion(unet, schedule, tx, shape=(32, 32, 3))._replace(average={})
     advance = stepper(task, {"image": image}, {"denoiser": params})
 
-    def step(net: Any, layout: Any) -> Callable[[], Any]:
+    def step(layout: Any, net: Any) -> Callable[[], Any]:
         optimiser = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
         x0 = torch.tensor(image.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
 
@@ -89,7 +93,7 @@ def ddpm_step(size: str, batch: int) -> Case:
         return run
 
     difference = output_difference(net, unet, params, image[:2])
-    return Case(advance, torch_variants(net.train(), step), batch, batch, difference)
+    return Case(advance, torch_variants(step, net.train()), batch, batch, difference)
 
 
 def ddim(size: str, batch: int) -> Case:
@@ -112,7 +116,7 @@ def ddim(size: str, batch: int) -> Case:
     scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=True)
     scheduler.set_timesteps(50)
 
-    def sampler(net: Any, layout: Any) -> Callable[[], Any]:
+    def sampler(layout: Any, net: Any) -> Callable[[], Any]:
         start = torch.tensor(noise.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
 
         @torch.inference_mode()
@@ -129,7 +133,7 @@ def ddim(size: str, batch: int) -> Case:
     # nothing agrees. `tests/parity` holds the samplers themselves together.
     difference = output_difference(net, unet, params, np.repeat(noise[:1], 4, 0))
     ours = lambda: draw(params, x).block_until_ready()
-    return Case(ours, torch_variants(net, sampler), batch, batch, difference)
+    return Case(ours, torch_variants(sampler, net), batch, batch, difference)
 
 
 def vae_step(batch: int, inner_steps: int = 20) -> Case:
@@ -158,7 +162,7 @@ def vae_step(batch: int, inner_steps: int = 20) -> Case:
 
     data = torch.tensor((image.reshape(inner_steps, batch, 784) + 1) / 2)
 
-    def step(net: Any, layout: Any) -> Callable[[], Any]:
+    def step(net: Any) -> Callable[[], Any]:
         optimiser = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
 
         def run() -> None:
@@ -169,12 +173,58 @@ def vae_step(batch: int, inner_steps: int = 20) -> Case:
 
         return run
 
-    net = VAE()
-    peers = {
-        "eager": step(net, None),
-        "compile": step(torch.compile(VAE()), None),
-    }
+    peers = {"eager": step(VAE()), "compile": step(torch.compile(VAE()))}
     return Case(advance, peers, batch * inner_steps, batch * inner_steps)
+
+
+def dcgan_step(batch: int) -> Case:
+    """A step of DCGAN at 64×64: the discriminator's Adam, then the generator's."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as f
+
+    def block(convolution: Any, width: int, activation: Any, norm: bool = True) -> list[Any]:
+        return [convolution, *([nn.BatchNorm2d(width)] if norm else []), activation]
+
+    torch.manual_seed(0)
+    widths, up, down = (100, 512, 256, 128, 64), [], []
+    for i, (c, d) in enumerate(itertools.pairwise(widths)):
+        stride, padding = (1, 0) if i == 0 else (2, 1)
+        paint = nn.ConvTranspose2d(c, d, 4, stride, padding, bias=False)
+        up += block(paint, d, nn.ReLU(inplace=True))
+    for i, (c, d) in enumerate(itertools.pairwise((3, *widths[:0:-1]))):
+        conv = nn.Conv2d(c, d, 4, 2, 1, bias=False)
+        down += block(conv, d, nn.LeakyReLU(0.2, inplace=True), norm=i > 0)
+    nets = (
+        nn.Sequential(*up, nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()),
+        nn.Sequential(*down, nn.Conv2d(512, 1, 4, 1, 0, bias=False), nn.Flatten(0)),
+    )
+    for parameter in itertools.chain(*(net.parameters() for net in nets)):
+        if parameter.ndim == 4:
+            nn.init.normal_(parameter, 0.0, 0.02)
+
+    def step(layout: Any, generator: Any, discriminator: Any) -> Callable[[], Any]:
+        tune = functools.partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
+        ours, theirs = tune(generator.parameters()), tune(discriminator.parameters())
+        real = torch.tensor(image.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+
+        def run() -> None:
+            fake = generator(torch.randn(batch, 100, 1, 1))
+            theirs.zero_grad(set_to_none=True)
+            on_real, on_fake = discriminator(real), discriminator(fake.detach())
+            (f.softplus(-on_real).mean() + f.softplus(on_fake).mean()).backward()
+            theirs.step()
+            ours.zero_grad(set_to_none=True)
+            f.softplus(-discriminator(fake)).mean().backward()
+            ours.step()
+
+        return run
+
+    image = np.random.default_rng(0).uniform(-1, 1, (batch, 64, 64, 3)).astype(np.float32)
+    adam = optax.adam(2e-4, b1=0.5)
+    pair = dcgan.Generator(), dcgan.Discriminator()
+    task = gan(*pair, NON_SATURATING, adam, adam, latent=100)
+    return Case(stepper(task, {"image": image}), torch_variants(step, *nets), batch, batch)
 
 
 def input_pipeline(batch: int = 128, steps: int = 100) -> Case:
@@ -235,6 +285,7 @@ CASES: dict[str, Callable[[str], Case]] = {
     "ddpm_step": lambda size: ddpm_step(size, 16),
     "ddim_1": lambda size: ddim(size, 1),
     "ddim_16": lambda size: ddim(size, 16),
+    "dcgan_step": lambda size: dcgan_step(64),
     "vae_step_128": lambda size: vae_step(128),
     "vae_step_8": lambda size: vae_step(8),
     "input": lambda size: input_pipeline(),
@@ -303,8 +354,8 @@ def stepper(
     return advance
 
 
-def torch_variants(net: Any, make: Callable[[Any, Any], Callable[[], Any]]) -> dict[str, Any]:
-    """Make the variants of a peer: each layout of memory, eager and compiled."""
+def torch_variants(make: Callable[..., Callable[[], Any]], *nets: Any) -> dict[str, Any]:
+    """Make the variants of a peer, `make(layout, *nets)`: each layout, eager and compiled."""
     import copy
 
     import torch
@@ -314,9 +365,13 @@ def torch_variants(net: Any, make: Callable[[Any, Any], Callable[[], Any]]) -> d
         ("contiguous", torch.contiguous_format),
         ("channels last", torch.channels_last),
     ):
-        placed = copy.deepcopy(net).to(memory_format=layout)
-        variants[f"eager, {name}"] = make(placed, layout)
-        variants[f"compile, {name}"] = make(torch.compile(copy.deepcopy(placed)), layout)
+        eager, compiled = copy.deepcopy((nets, nets))
+        for net in (*eager, *compiled):
+            net.to(memory_format=layout)
+        for net in compiled:
+            net.compile()
+        variants[f"eager, {name}"] = make(layout, *eager)
+        variants[f"compile, {name}"] = make(layout, *compiled)
     return variants
 
 
