@@ -8,12 +8,17 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from aigc_jax.core.keys import stream
 from aigc_jax.core.types import Experiment
+from aigc_jax.data.edges import edges
+from aigc_jax.metrics.pictures import to_uint8
 from aigc_jax.train.identity import digest, identify
 from aigc_jax.train.loop import fit
+from aigc_jax.train.step import init, make_step
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -60,12 +65,45 @@ def test_the_demo_learns(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize("name", ["classifier_mnist", "ddpm_mnist"])
+@pytest.mark.parametrize("name", ["classifier_mnist", "ddpm_mnist", "adversarial_diffusion_mnist"])
 def test_mnist_experiments_read_mnist(name):
     experiment = load(name)()
     batch = experiment.data(0)[0]
     assert batch["image"].shape == (experiment.batch, 28, 28, 1)
     assert experiment.classes[0].startswith("0")
+
+
+@pytest.mark.real_data
+def test_adversarial_diffusion_without_weights_is_the_plain_experiment():
+    """To the last operation: its initialiser, its training step and its sampler."""
+
+    def programs(experiment):
+        task, batch, key = experiment.task, experiment.data(0)[0], stream(0, "init")
+        start = lambda key, batch: init(task, key, batch)
+        state = jax.eval_shape(start, key, batch)
+        keys = jax.random.split(key, 2)
+        cond = {"label": batch["label"][:2]}
+        yield jax.make_jaxpr(start)(key, batch)
+        yield jax.make_jaxpr(make_step(task, seed=0))(state, batch)
+        yield jax.make_jaxpr(task.sample)(state.params, state.stats, keys, cond)
+
+    plain = [str(program) for program in programs(load("ddpm_mnist")(channels=8))]
+    make = load("adversarial_diffusion_mnist")
+    assert [str(program) for program in programs(make(channels=8, alpha=0.0))] == plain
+    assert [str(program) for program in programs(make(channels=8))] != plain
+
+
+@pytest.mark.real_data
+def test_the_edges_of_emoji_go_with_them_in_training_and_in_sampling():
+    experiment = load("pix2pix_emoji")()
+    batch = experiment.data(0)[0]
+    assert batch["image"].shape == (experiment.batch, 64, 64, 3)
+    assert batch["source"].shape == (experiment.batch, 64, 64, 1)
+    drawn = edges({"image": to_uint8(batch["image"])})["source"]
+    np.testing.assert_allclose(batch["source"], drawn, atol=1e-6)
+    held_out = experiment.cond(170)["source"]
+    assert held_out.shape == (170, 64, 64, 1)
+    np.testing.assert_array_equal(held_out[165:], held_out[:5])  # there are 165
 
 
 @pytest.mark.real_data
@@ -83,3 +121,33 @@ def test_an_identity_holds_defaults_and_changes_with_them():
     assert identity == {"experiment": "ddpm_digits", "arguments": defaults | {"guidance": 3.0}}
     assert digest(identity) != digest(identify(make))
     assert digest(identity) == digest(identify(make, guidance=3.0))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "arguments", "shape"),
+    [
+        ("mlp_gan_mnist", {}, (64, 28, 28, 1)),
+        ("dcgan_mnist", {}, (64, 32, 32, 1)),
+        ("lsgan_mnist", {}, (64, 32, 32, 1)),
+        ("wgan_mnist", {}, (64, 32, 32, 1)),
+        ("wgan_gp_mnist", {}, (64, 32, 32, 1)),
+        ("cgan_mnist", {}, (64, 32, 32, 1)),
+        ("stacked_mnist", {"recipe": "dcgan"}, (64, 32, 32, 3)),
+        ("stacked_mnist", {"recipe": "r3gan"}, (64, 32, 32, 3)),
+        ("dcgan_cifar10", {"data": "cifar10_jpeg"}, (64, 32, 32, 3)),
+        ("r3gan_cifar10", {"data": "cifar10_jpeg"}, (256, 32, 32, 3)),
+        ("stylegan2_cifar10", {"data": "cifar10_jpeg"}, (64, 32, 32, 3)),
+        ("dcgan_emoji", {}, (64, 64, 64, 3)),
+    ],
+)
+def test_the_networks_of_gan_experiments_fit_their_data(name, arguments, shape):
+    experiment = load(name)(**arguments)
+    task, batch = experiment.task, experiment.data(0)[0]
+    assert batch["image"].shape == shape
+    assert -1 <= batch["image"].min() < batch["image"].max() <= 1
+    start = lambda key, batch: init(task, key, batch)
+    state = jax.eval_shape(start, stream(0, "init"), batch)
+    assert jax.eval_shape(make_step(task, seed=0), state, batch)[0] == state
+    keys = jax.random.split(stream(0, "sample"), 2)
+    assert jax.eval_shape(task.sample, state.params, state.stats, keys, {}).shape == (2, *shape[1:])

@@ -1,0 +1,82 @@
+"""Class-conditional DDPM on MNIST, its x̂0 judged by a PatchGAN: `ddpm_mnist` for fewer steps.
+
+    aigc train adversarial_diffusion_mnist
+
+Hardware: 2 CPU cores.
+"""
+
+from typing import Any
+
+import optax
+
+from aigc_jax.core.types import Experiment
+from aigc_jax.data.sources import tfds
+from aigc_jax.functional.adversarial import r1
+from aigc_jax.functional.schedules import cosine
+from aigc_jax.metrics.conditional import evaluate_classes
+from aigc_jax.metrics.unconditional import evaluator
+from aigc_jax.models.patchgan import PatchGAN
+from aigc_jax.models.unet import UNet
+from aigc_jax.tasks.adversarial_diffusion import adversarial_diffusion
+from aigc_jax.tasks.gan import Penalty
+from experiments.classifier_mnist import classifier_mnist
+from experiments.ddpm_mnist import ddpm_mnist
+
+
+def adversarial_diffusion_mnist(
+    *,
+    batch: int = 64,
+    channels: int = 32,
+    learning_rate: float = 1e-3,
+    guidance: float = 1.5,
+    alpha: float = 0.01,
+    beta: float = 0.0,
+    start: int = 0,
+    discriminator_rate: float = 2e-4,
+    penalty: float = 0.0,
+) -> Experiment:
+    """Draw MNIST digits of a class asked for (DDPM with an adversary, 10 and 50 steps of DDIM).
+
+    Args:
+        batch: examples a step.
+        channels: of the U-Net's first level, as of `ddpm_mnist`.
+        learning_rate: of the U-Net, after 200 steps of warm-up.
+        guidance: scale of classifier-free guidance in sampling.
+        alpha: weight of the adversarial loss; with 0, and beta 0, this is `ddpm_mnist`.
+        beta: weight of the square error of x̂0.
+        start: the first step on which the discriminator trains.
+        discriminator_rate: its learning rate.
+        penalty: weight of R1.
+    """
+    plain = ddpm_mnist(
+        batch=batch, channels=channels, learning_rate=learning_rate, guidance=guidance
+    )
+    [phase] = plain.task.phases
+    task = adversarial_diffusion(
+        UNet(channels, (1, 2), 1, attention=(7,), dropout=0.0, classes=10, patch=2),
+        PatchGAN((32, 64), norm="none"),
+        cosine(),
+        phase.tx,
+        optax.adam(discriminator_rate, b1=0.5),
+        alpha=alpha,
+        beta=beta,
+        penalties=(Penalty(r1, penalty),) if penalty else (),
+        start=start,
+        shape=(28, 28, 1),
+        classes=10,
+        kind="v",
+        decay=0.999,
+    )
+    fifty: Any = plain.evaluate
+    ten = evaluator(
+        classifier_mnist,
+        tfds("mnist"),
+        name="mnist_ddim10",
+        evaluate=evaluate_classes,
+        classes=10,
+        steps=10,
+    )
+    return plain._replace(
+        task=task._replace(sample=plain.task.sample),
+        evaluate=lambda model: ten(model) | fifty(model),
+    )

@@ -1,0 +1,92 @@
+"""Colour drawings in: 64×64 emoji from their edges (pix2pix, Isola et al. 2017).
+
+    aigc train pix2pix_emoji --evaluate-every 500 --picture-every 250
+
+Hardware: 2 CPU cores, which were not ours alone. Time: 17.8 minutes for 1,133 of its 3,000 steps,
+at 1 to 1.9 a second: 6.1 minutes of a processor.
+Score: unfinished, after 1,000 of 3,000 steps: L1 0.287 and PSNR 13.0 dB of 165 held-out emoji
+
+The mean absolute error is of [−1, 1]. White everywhere scores 0.449 and 9.1 dB, the median of the
+training images 0.378 and 11.1 dB. At 500 steps it was 0.287 and 13.2 dB. By then outlines are
+filled, in colours often not theirs, which edges do not tell; inside they are blurred, with the
+grid of transposed convolutions to be seen, and far from done.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import optax
+
+from aigc_jax.core.types import Experiment, Model
+from aigc_jax.data.batches import batches, whole
+from aigc_jax.data.edges import edges
+from aigc_jax.data.sources import dataset
+from aigc_jax.data.transforms import chain, flip, normalise
+from aigc_jax.metrics.pictures import image_grid, quantise
+from aigc_jax.models.patchgan import PatchGAN
+from aigc_jax.models.pix2pix import UNetGenerator
+from aigc_jax.tasks.pix2pix import pix2pix
+
+
+def pix2pix_emoji(
+    *,
+    data: str = "noto_emoji",
+    size: int = 64,
+    batch: int = 8,
+    width: int = 24,
+    l1: float = 100.0,
+    learning_rate: float = 2e-4,
+) -> Experiment:
+    """Colour in drawings of emoji, or of the images of any folder (pix2pix).
+
+    Args:
+        data: a TFDS name, a folder of images or an .npz file; what is transparent becomes white.
+        size: to which images are scaled, in pixels; best a power of two.
+        batch: examples a step.
+        width: of the first convolution of both networks; 64 is the paper's.
+        l1: weight of the mean absolute error beside the adversary's loss.
+        learning_rate: of both networks' Adam, whose β₁ is ½.
+    """
+    images = dataset(data, size=size, channels=3)
+    n = min(len(images.test), 1000)
+    adam = optax.adam(learning_rate, b1=0.5)
+    # Halve as often as the size divides: 64 to a single pixel.
+    halvings = (size & -size).bit_length() - 1
+    generator = UNetGenerator(tuple(width * min(2**i, 8) for i in range(halvings)))
+    discriminator = PatchGAN((width, 2 * width, 4 * width))
+
+    @functools.cache
+    def held_out() -> dict[str, Any]:
+        return {name: x[:n] for name, x in whole(images.test, chain(edges, normalise)).items()}
+
+    def condition(count: int) -> dict[str, Any]:
+        return {"source": held_out()["source"][np.arange(count) % n]}
+
+    def evaluate(model: Model) -> dict[str, float]:
+        error = quantise(model.draw(n, condition(n))) - held_out()["image"]
+        squared = np.square(error).mean((1, 2, 3))
+        return {
+            f"l1/test-{n}": float(np.abs(error).mean()),
+            f"psnr/test-{n}": float((10 * np.log10(4 / squared)).mean()),  # 4 is 2², of [−1, 1]
+        }
+
+    def picture(model: Model) -> dict[str, Any]:
+        count = min(n, 24)
+        source = condition(count)["source"]
+        triple = source.repeat(3, -1), model.draw(count, {"source": source}), held_out()["image"]
+        shown = np.stack([x[:count] for x in triple], 1)  # -> (count, 3, h, w, 3)
+        return {"samples": image_grid(shown.reshape(-1, *shown.shape[2:]), 12)}
+
+    return Experiment(
+        task=pix2pix(generator, discriminator, adam, adam, l1=l1),
+        data=lambda seed: batches(
+            images.train, batch, seed, transform=chain(flip, edges, normalise)
+        ),
+        steps=3000,
+        batch=batch,
+        evaluate=evaluate,
+        picture=picture,
+        best=(f"l1/test-{n}", "min"),
+        cond=condition,
+    )
