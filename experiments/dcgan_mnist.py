@@ -15,7 +15,8 @@ from aigc_jax.data.transforms import chain, normalise, pad
 from aigc_jax.functional.adversarial import NON_SATURATING
 from aigc_jax.metrics.latents import picture_latents
 from aigc_jax.metrics.unconditional import evaluator, picture_samples, watch_collapse
-from aigc_jax.models.dcgan import Discriminator, Generator, Norm
+from aigc_jax.models.dcgan import Discriminator, Generator
+from aigc_jax.nn.norm import Norm
 from aigc_jax.tasks.gan import gan, half_life
 from experiments.classifier_mnist import classifier_mnist
 

@@ -5,7 +5,7 @@ The papers' and tutorials' two sizes: `Generator((512, 256, 128, 64))` against
 `Discriminator((64, 128, 256))` for 32×32.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ from jax import Array
 
 from aigc_jax.nn.conv import Conv, ConvTranspose
 from aigc_jax.nn.embed import one_hot
-
-Norm = Literal["batch", "none"]
+from aigc_jax.nn.norm import Norm, check_norm
 
 
 class Generator(nn.Module):
@@ -43,6 +42,7 @@ class Generator(nn.Module):
 
         `train` makes batch statistics live, over the mapped axis `axis` too.
         """
+        check_norm(self.norm)
         z = jnp.concatenate([z, one_hot(label, self.classes, len(z))], -1)
         x = z[:, None, None]  # (b, z) -> (b, 1, 1, z)
         for i, width in enumerate(self.channels):
@@ -78,6 +78,7 @@ class Discriminator(nn.Module):
         Raises:
             ValueError: the image is not square, or halving leaves another side than 4.
         """
+        check_norm(self.norm)
         b, h, w, _ = x.shape
         if (h, w) != (4 * 2 ** len(self.channels),) * 2:
             side = 4 * 2 ** len(self.channels)

@@ -1,6 +1,6 @@
 """The PatchGAN discriminator: a logit for each patch of an image (Isola et al. 2017)."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jax import Array
 
 from aigc_jax.nn.conv import Conv
 from aigc_jax.nn.embed import one_hot
+from aigc_jax.nn.norm import Norm, check_norm
 
 
 class PatchGAN(nn.Module):
@@ -27,7 +28,7 @@ class PatchGAN(nn.Module):
 
     channels: tuple[int, ...] = (64, 128, 256, 512)
     classes: int = 0
-    norm: Literal["batch", "none"] = "batch"
+    norm: Norm = "batch"
     dtype: Any = None
 
     @nn.compact
@@ -39,6 +40,7 @@ class PatchGAN(nn.Module):
         Raises:
             ValueError: the image is too small for a single patch.
         """
+        check_norm(self.norm)
         b, h, w, _ = x.shape
         least = 3 * 2 ** (len(self.channels) - 1)
         if min(h, w) < least:

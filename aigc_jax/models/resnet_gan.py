@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -10,12 +10,11 @@ from jax import Array
 
 from aigc_jax.nn.conv import Conv
 from aigc_jax.nn.embed import check_label
+from aigc_jax.nn.norm import Norm, check_norm
 from aigc_jax.nn.resample import downsample, upsample
 
 glorot = nn.initializers.glorot_uniform()
 zeros = nn.initializers.zeros
-
-Norm = Literal["batch", "none"]
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -148,8 +147,7 @@ class Generator(nn.Module):
         """
         check_label(label, self.classes)
         _check_size(self.size)
-        if self.norm not in (choices := get_args(Norm)):
-            raise ValueError(f"norm={self.norm!r} must be one of {', '.join(choices)}")
+        check_norm(self.norm)
         blocks = self.size.bit_length() - 3  # from 4×4 to size×size
 
         def plain(x: Array, name: str) -> Array:

@@ -79,7 +79,7 @@ def _conv_of_patches(x: Array, kernel: Array, s: int, pads: Pads) -> Array:
     Neither gradient then meets the zeros that a stride would spread between its values.
     """
     kh, kw, c, d = kernel.shape
-    x = space_to_depth(jnp.pad(x, ((0, 0), *pads, (0, 0))), s)  # -> (b, h/s, w/s, s*s*c)
+    x = space_to_depth(_border(x, pads), s)  # -> (b, h/s, w/s, s*s*c)
     kernel = kernel.reshape(kh // s, s, kw // s, s, c, d).swapaxes(1, 2)
     kernel = kernel.reshape(kh // s, kw // s, s * s * c, d)  # (kh/s, kw/s, s, s, c, d) -> ...
     return conv_of_images(x, kernel, (1, 1), ((0, 0), (0, 0)))
@@ -170,9 +170,15 @@ def conv_of_images(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads
     if kernel.shape[0] > x.shape[1] or kernel.shape[1] > x.shape[2]:
         # A window larger than its image is slow, unless the image has its border already; without
         # the barrier, the compiler would make the two one again.
-        x = lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
+        x = lax.optimization_barrier(_border(x, pads))
         pads = ((0, 0), (0, 0))
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC)
+
+
+def _border(x: Array, pads: Pads) -> Array:
+    """Put zeros around images, or take pixels away where a pad is negative."""
+    around = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), around)
 
 
 def _forward(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> tuple[Array, Any]:

@@ -2,12 +2,14 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
+
+Norm = Literal["batch", "none"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -113,3 +115,13 @@ def group_norm(
     if groups is None:
         groups = math.gcd(channels, max(1, min(32, channels // 4)))
     return GroupNorm(groups, dtype=dtype, **kwargs)
+
+
+def check_norm(norm: str) -> None:
+    """Refuse what is no `Norm`.
+
+    Raises:
+        ValueError: as said.
+    """
+    if norm not in (choices := get_args(Norm)):
+        raise ValueError(f"norm={norm!r} must be one of {', '.join(choices)}")

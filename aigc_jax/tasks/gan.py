@@ -51,6 +51,14 @@ class Penalty(NamedTuple):
     weight: float
     every: int = 1
 
+    @property
+    def name(self) -> str:
+        """What its metric and its phase are called: as its function."""
+        function = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        return function.__name__
+
 
 Generate = Callable[[Any, Any, Batch, Array, Mode], Fake]  # params, stats, batch, keys, mode
 Discriminate = Callable[[Any, Any, Array, Batch, Mode], tuple[Array, Any]]
@@ -100,7 +108,7 @@ def gan(
             images are not of the data's shape, or the gradients of a critic with BatchNorm are to
             be penalised.
     """
-    network = functools.partial(_apply, generator)
+    network = functools.partial(apply_network, generator)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         image, label = batch["image"], batch["label"] if classes else None
@@ -116,7 +124,7 @@ def gan(
     def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
         label = batch["label"] if classes else None
         z = normal(fold(keys, 0), (latent,))
-        return Fake(*network(params["generator"], stats["generator"], z, label, mode))
+        return Fake(*network(params["generator"], stats["generator"], mode, z, label))
 
     def sample(
         params: Any, stats: Any, keys: Array, cond: Batch, *, truncation: float = 1.0
@@ -140,7 +148,7 @@ def gan(
         z = truncation * cond.get("z", normal(fold(keys, 0), (latent,)))
         label = choose_label(cond, keys, classes)
         mode = Mode(train=False)
-        return network(params["generator"], stats["generator"], z, label, mode)[0]
+        return network(params["generator"], stats["generator"], mode, z, label)[0]
 
     phases = adversarial_phases(
         generate,
@@ -198,8 +206,10 @@ def adversarial_phases(
     if n_critic < 1:
         raise ValueError(f"n_critic={n_critic} must be at least 1")
     for penalty in penalties:
-        if penalty.weight < 0 or penalty.every < 1:
-            raise ValueError(f"{penalty} must have a weight of at least 0, and be every 1 or more")
+        if not penalty.weight >= 0:
+            raise ValueError(f"{penalty.name}: weight={penalty.weight} must be at least 0")
+        if penalty.every < 1:
+            raise ValueError(f"{penalty.name}: every={penalty.every} must be at least 1")
     if simultaneous and (n_critic > 1 or start or any(p.every > 1 for p in penalties)):
         raise ValueError("simultaneous=True needs n_critic=1, start=0 and penalties of every=1")
 
@@ -215,7 +225,7 @@ def adversarial_phases(
 
     def penalise(judge: Any, which: Any, real: Array, fake: Array, keys: Array) -> dict[str, Array]:
         return {
-            p.function.__name__: p.function(lambda x: judge(x)[0], real, fake, fold(keys, 2 + i))
+            p.name: p.function(lambda x: judge(x)[0], real, fake, fold(keys, 2 + i))
             for i, p in which
         }
 
@@ -227,7 +237,7 @@ def adversarial_phases(
         on_fake, stats = judge(fake, stats)
         value = losses.discriminator(on_real, on_fake)
         paid = penalise(judge, now, real, fake, keys)
-        value += sum(p.weight * paid[p.function.__name__] for _, p in now)
+        value += sum(p.weight * paid[p.name] for _, p in now)
         metrics = {"real": mean_flat(on_real), "fake": mean_flat(on_fake), **paid}
         return Out(value, jnp.ones_like(value), {"discriminator": stats}, metrics)
 
@@ -280,7 +290,7 @@ def adversarial_phases(
         ),
         *(
             Phase(
-                p.function.__name__,
+                p.name,
                 ("discriminator",),
                 lazy_loss(i, p),
                 discriminator_tx,
@@ -299,7 +309,7 @@ def judge_images(discriminator: nn.Module, classes: int = 0) -> Discriminate:
 
     def discriminate(params: Any, stats: Any, x: Array, batch: Batch, mode: Mode) -> Any:
         label = batch["label"] if classes else None
-        return _apply(discriminator, params, stats, x, label, mode)
+        return apply_network(discriminator, params, stats, mode, x, label)
 
     return discriminate
 
@@ -353,7 +363,7 @@ def refuse_batch_norm(penalties: tuple[Penalty, ...], stats: Any) -> None:
     """
     if penalties and "batch_stats" in stats:
         raise ValueError(
-            f"{penalties[0].function.__name__} penalises the gradient of each example's logit, and "
+            f"{penalties[0].name} penalises the gradient of each example's logit, and "
             "BatchNorm makes a logit depend on the whole batch; use a discriminator without it, "
             "norm='none'"
         )
@@ -393,16 +403,25 @@ def half_life(images: float, batch: int) -> float:
     return 0.5 ** (batch / images)
 
 
-def _apply(
-    network: nn.Module, params: Any, stats: Any, x: Array, label: Array | None, mode: Mode
-) -> tuple[Array, Any]:
-    """Apply a network, and return what its state comes to."""
+def apply_network(
+    network: nn.Module, params: Any, stats: Any, mode: Mode, *args: Any, **kwargs: Any
+) -> tuple[Any, Any]:
+    """Apply a network, and return its output and what its state comes to.
+
+    Args:
+        network: `(*args, train, axis, **kwargs) -> output`.
+        params: its own.
+        stats: its own state, by collection, which moves in training alone.
+        mode: how it is applied.
+        *args: of the network.
+        **kwargs: likewise.
+    """
     output, updated = network.apply(
         {"params": params, **stats},
-        x,
-        label,
+        *args,
         train=mode.train,
         axis=mode.axis,
         mutable=list(stats) if mode.train else [],
+        **kwargs,
     )
     return output, {**stats, **updated}

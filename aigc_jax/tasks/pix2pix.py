@@ -10,7 +10,7 @@ from jax import Array
 from aigc_jax.core.shapes import mean_flat
 from aigc_jax.core.types import Batch, Mode, Task
 from aigc_jax.functional.adversarial import NON_SATURATING, Losses
-from aigc_jax.tasks.gan import Fake, adversarial_phases, init_networks, judge_images
+from aigc_jax.tasks.gan import Fake, adversarial_phases, apply_network, init_networks, judge_images
 
 
 def halved(losses: Losses) -> Losses:
@@ -74,24 +74,11 @@ def pix2pix(
             discriminator=(discriminator, (_pair(source, image), None)),
         )
 
-    def network(
-        params: Any, stats: Any, source: Array, keys: Array | None, mode: Mode
-    ) -> tuple[Array, Any]:
-        params, stats = params["generator"], stats["generator"]
-        output, updated = generator.apply(
-            {"params": params, **stats},
-            source,
-            train=mode.train,
-            axis=mode.axis,
-            keys=keys,
-            mutable=list(stats) if mode.train else [],
-        )
-        return output, {**stats, **updated}
-
     def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
-        image, stats = network(params, stats, batch["source"], keys, mode)
+        own = params["generator"], stats["generator"]
+        image, kept = apply_network(generator, *own, mode, batch["source"], keys=keys)
         error = mean_flat(jnp.abs(batch["image"] - image))
-        return Fake(image, stats, l1 * error, {"l1": error})
+        return Fake(image, kept, l1 * error, {"l1": error})
 
     def discriminate(params: Any, stats: Any, x: Array, batch: Batch, mode: Mode) -> Any:
         return judge(params, stats, _pair(batch["source"], x), batch, mode)
@@ -112,8 +99,9 @@ def pix2pix(
         Raises:
             ValueError: there is no `source`.
         """
-        mode = Mode(train=False)
-        return network(params, stats, _source(cond), keys if noise else None, mode)[0]
+        own, mode = (params["generator"], stats["generator"]), Mode(train=False)
+        given = keys if noise else None
+        return apply_network(generator, *own, mode, _source(cond), keys=given)[0]
 
     phases = adversarial_phases(
         generate, discriminate, losses, generator_tx, discriminator_tx, simultaneous=simultaneous

@@ -17,6 +17,7 @@ from aigc_jax.tasks.gan import (
     Fake,
     Penalty,
     adversarial_phases,
+    apply_network,
     choose_label,
     init_networks,
     judge_images,
@@ -115,16 +116,8 @@ def stylegan2(
 
     def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
         z, label, noise = draw(batch, keys)
-        image, updated = generator.apply(
-            variables(params, stats),
-            z,
-            label,
-            train=mode.train,
-            keys=noise,
-            mixing=mixing,
-            mutable=["averages"],
-        )
-        return Fake(image, {**stats["generator"], **updated})
+        own = params["generator"], stats["generator"]
+        return Fake(*apply_network(generator, *own, mode, z, label, keys=noise, mixing=mixing))
 
     def path_loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
         own, (z, label, noise) = variables(params, stats), draw(batch, keys)

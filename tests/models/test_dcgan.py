@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 from aigc_jax.models.dcgan import Discriminator, Generator
+from aigc_jax.models.patchgan import PatchGAN
 from aigc_jax.nn.conv import NHWC
 
 KEY = jax.random.key(0)
@@ -232,3 +233,16 @@ def test_bfloat16_computes_and_float32_remembers(network, x, classes):
 def test_what_makes_no_sense_is_refused(network, inputs, message):
     with pytest.raises(ValueError, match=message):
         shapes(network, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (Generator((8,), 1, norm="bacth"), (2, 4)),  # pyright: ignore[reportArgumentType]
+        (Discriminator((8,), norm="bacth"), (2, 8, 8, 1)),  # pyright: ignore[reportArgumentType]
+        (PatchGAN((8, 8), norm="bacth"), (2, 8, 8, 1)),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_a_misspelt_norm_is_refused(network, shape):
+    with pytest.raises(ValueError, match="norm='bacth' must be one of batch, none"):
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(shape))

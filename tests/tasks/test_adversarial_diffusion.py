@@ -333,7 +333,7 @@ def test_pictures_are_learned_by_heart_before_a_judge():
         ({"beta": -1.0}, "beta=-1.0 must be at least 0"),
         ({"alpha": float("nan")}, "alpha=nan must be at least 0"),
         ({"kind": "epsilon"}, "kind='epsilon' must be one of"),
-        ({"penalties": (Penalty(r1, -1.0),)}, "must have a weight of at least 0"),
+        ({"penalties": (Penalty(r1, -1.0),)}, "must be at least 0"),
     ],
 )
 def test_a_task_that_cannot_be_is_refused(options, message):

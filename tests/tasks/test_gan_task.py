@@ -452,8 +452,8 @@ def test_samples_use_the_statistics_and_leave_them():
     ("options", "message"),
     [
         ({"n_critic": 0}, "^n_critic=0 must be at least 1$"),
-        ({"penalties": (Penalty(r1, -1.0),)}, "weight=-1.0.* must have a weight of at least 0"),
-        ({"penalties": (Penalty(r1, 1.0, 0),)}, "every=0.* must .* be every 1 or more"),
+        ({"penalties": (Penalty(r1, -1.0),)}, "weight=-1.0.* must be at least 0"),
+        ({"penalties": (Penalty(r1, 1.0, 0),)}, "every=0 must be at least 1"),
         ({"simultaneous": True, "n_critic": 2}, "^simultaneous=True needs n_critic=1"),
         ({"simultaneous": True, "penalties": (Penalty(r1, 1.0, 2),)}, "penalties of every=1$"),
     ],
