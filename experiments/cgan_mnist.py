@@ -1,8 +1,16 @@
 """Class-conditional DCGAN on MNIST (Mirza & Osindero 2014), labels appended as one-hot planes.
 
-    aigc train cgan_mnist --evaluate-every 500 --picture-every 500
+    aigc train cgan_mnist --evaluate-every 1000 --picture-every 1000
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Time: 33 minutes, at 1.3 to 5.2 steps a second: the cores were not ours
+alone, and 17 minutes of a processor were spent on it.
+Score: 97.6 % judged the class asked for; Fréchet distance 0.87 of its floor; recall 0.80
+
+1,000 samples, 100 a class, in the features of `classifier_mnist` (99.1 % right on the test split),
+of averaged weights. The last checkpoint is the best: Fréchet distance 7.38, 3.05, 0.754 and 0.340
+at 1,000 to 4,000 steps, where as many real training digits, not as even by class, score 0.393;
+agreement 79.8, 87.7, 95.4 and 97.6 %. Precision 0.78 (real digits 0.88), recall 0.80 (0.87),
+density 0.76 (0.93), coverage 0.28 (0.36), entropy of the classes 2.30 nats.
 """
 
 import optax
@@ -58,7 +66,7 @@ def cgan_mnist(
             decay=half_life(average, batch),
         ),
         data=lambda seed: batches(data.train, batch, seed, transform=chain(pad(32), normalise)),
-        steps=6000,
+        steps=4000,
         batch=batch,
         evaluate=watch_collapse(judged, classes=10),
         picture=lambda model: (

@@ -1,8 +1,14 @@
 """DCGAN on MNIST, padded to 32×32 (Radford et al. 2016).
 
-    aigc train dcgan_mnist --evaluate-every 500 --picture-every 500
+    aigc train dcgan_mnist --evaluate-every 1000 --picture-every 1000
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Time: 19 minutes, at 1.4 to 6 steps a second: the cores were not ours alone.
+Score: Fréchet distance 6.31, where real digits score 0.393; recall 0.85; all ten classes
+
+1,000 samples in the features of `classifier_mnist` (99.1 % right on the test split), of averaged
+weights. The last checkpoint is the best: 17.4 at 1,000 steps, 8.25 at 2,000. Precision 0.68 (real
+digits 0.88), recall 0.85 (0.87), density 0.50 (0.93), coverage 0.12 (0.36), the entropy of the
+classes 2.26 nats (log 10 is 2.30).
 """
 
 import numpy as np

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.nn.conv import Conv, ConvTranspose
+from aigc_jax.nn.conv import Conv, ConvTranspose, check_widths
 from aigc_jax.nn.embed import one_hot
 from aigc_jax.nn.norm import Norm, check_norm
 
@@ -43,6 +43,7 @@ class Generator(nn.Module):
         `train` makes batch statistics live, over the mapped axis `axis` too.
         """
         check_norm(self.norm)
+        check_widths(self.channels)
         z = jnp.concatenate([z, one_hot(label, self.classes, len(z))], -1)
         x = z[:, None, None]  # (b, z) -> (b, 1, 1, z)
         for i, width in enumerate(self.channels):
@@ -79,6 +80,7 @@ class Discriminator(nn.Module):
             ValueError: the image is not square, or halving leaves another side than 4.
         """
         check_norm(self.norm)
+        check_widths(self.channels)
         b, h, w, _ = x.shape
         if (h, w) != (4 * 2 ** len(self.channels),) * 2:
             side = 4 * 2 ** len(self.channels)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.nn.conv import Conv
+from aigc_jax.nn.conv import Conv, check_widths
 from aigc_jax.nn.embed import one_hot
 from aigc_jax.nn.norm import Norm, check_norm
 
@@ -41,6 +41,7 @@ class PatchGAN(nn.Module):
             ValueError: the image is too small for a single patch.
         """
         check_norm(self.norm)
+        check_widths(self.channels)
         b, h, w, _ = x.shape
         least = 3 * 2 ** (len(self.channels) - 1)
         if min(h, w) < least:

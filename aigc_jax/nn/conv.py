@@ -175,6 +175,16 @@ def conv_of_images(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC)
 
 
+def check_widths(channels: tuple[int, ...]) -> None:
+    """Refuse widths of layers that are none, or not positive.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels={channels} must be one width or more, each at least 1")
+
+
 def _border(x: Array, pads: Pads) -> Array:
     """Put zeros around images, or take pixels away where a pad is negative."""
     around = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))

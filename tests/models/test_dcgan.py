@@ -246,3 +246,11 @@ def test_what_makes_no_sense_is_refused(network, inputs, message):
 def test_a_misspelt_norm_is_refused(network, shape):
     with pytest.raises(ValueError, match="norm='bacth' must be one of batch, none"):
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("channels", [(), (8, 0)])
+def test_widths_that_are_none_are_refused(channels):
+    with pytest.raises(ValueError, match=r"channels=\(.*\) must be one width or more"):
+        jax.eval_shape(Generator(channels).init, jax.random.key(0), jnp.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"channels=\(.*\) must be one width or more"):
+        jax.eval_shape(Discriminator(channels).init, jax.random.key(0), jnp.zeros((2, 8, 8, 1)))

@@ -386,7 +386,7 @@ def test_transposed_is_the_transpose_of_a_strided_convolution():
         {"strides": (2, 2), "use_bias": False, "kernel_init": nn.initializers.ones},
         {"padding": "VALID"},
     ],
-    ids=str,
+    ids=["doubled", "without a bias", "painted whole"],
 )
 @pytest.mark.parametrize("size", [(1, 1), (3, 4)])
 def test_transposed_layer_is_linens(size, options, dtype, one_cpu_device):
