@@ -1,8 +1,14 @@
 """LSGAN on MNIST (Mao et al. 2017), DCGAN's networks.
 
-    aigc train lsgan_mnist --evaluate-every 500 --picture-every 500
+    aigc train lsgan_mnist --evaluate-every 1000 --picture-every 1000
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Time: 19 minutes, at 2 to 5 steps a second: the cores were not ours alone.
+Score: Fréchet distance 7.70, where real digits score 0.393; recall 0.77; all ten classes
+
+1,000 samples in the features of `classifier_mnist` (99.1 % right on the test split), of averaged
+weights. The last checkpoint is the best. At 1,000 steps it had all but collapsed, to an entropy of
+the classes of 0.91 nats, recall 0 and a distance of 50.6, of which it recovered by itself: 2.24,
+0.39 and 15.3 at 2,000; 2.28, 0.77 and 7.70 at 3,000. Precision 0.68 (real digits 0.88).
 """
 
 import optax
