@@ -2,7 +2,14 @@
 
     aigc train wgan_gp_mnist --evaluate-every 2000 --picture-every 2000
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores. Time: 20 minutes, at 3 to 6 steps a second: the cores were not ours alone.
+Score: Fréchet distance 8.63, where real digits score 0.393; recall 0.80; all ten classes
+
+1,000 samples in the features of `classifier_mnist` (99.1 % right on the test split), of averaged
+weights; 6,000 steps of the critic are 1,200 of the generator. The last checkpoint is the best: 22.6
+at 2,000 steps (recall 0.05, the entropy of the classes 2.05 nats), 12.0 at 4,000 (0.75, 2.26), 8.63
+at 6,000 (0.80, 2.28). With `--n-critic 1` it collapses: 33.0 after 3,000 steps, nine classes, 1.29
+nats.
 """
 
 import optax
@@ -43,4 +50,4 @@ def wgan_gp_mnist(
         n_critic=n_critic,
         decay=half_life(average, batch),
     )
-    return dcgan_mnist(batch=batch, width=width)._replace(task=task, steps=10_000)
+    return dcgan_mnist(batch=batch, width=width)._replace(task=task, steps=6000)
