@@ -130,7 +130,9 @@ SPARED = {
     ("wgan_gp", "accumulate2"),
     ("gan_lazy", "accumulate2"),
     ("pix2pix", "jit4"),
+    ("pix2pix", "fsdp4"),
     ("adversarial_diffusion", "jit4"),
+    ("adversarial_diffusion", "fsdp4"),
     ("adversarial_diffusion", "accumulate2"),
     ("stylegan2", "jit4"),
 }
