@@ -20,9 +20,10 @@ from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import tfds
 from aigc_jax.data.transforms import chain, normalise, pad
 from aigc_jax.functional.adversarial import NON_SATURATING
+from aigc_jax.metrics.collapse import watch_collapse
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
 from aigc_jax.metrics.latents import picture_latents
-from aigc_jax.metrics.unconditional import evaluator, watch_collapse
+from aigc_jax.metrics.unconditional import evaluator
 from aigc_jax.tasks.gan import gan, half_life
 from experiments.classifier_mnist import classifier_mnist
 from experiments.dcgan_mnist import LATENT, crop, networks

@@ -12,8 +12,9 @@ from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import tfds
 from aigc_jax.data.transforms import normalise
 from aigc_jax.functional.adversarial import NON_SATURATING
+from aigc_jax.metrics.collapse import watch_collapse
 from aigc_jax.metrics.latents import picture_latents
-from aigc_jax.metrics.unconditional import evaluator, picture_samples, watch_collapse
+from aigc_jax.metrics.unconditional import evaluator, picture_samples
 from aigc_jax.models.mlp_gan import Discriminator, Generator
 from aigc_jax.tasks.gan import gan
 from experiments.classifier_mnist import classifier_mnist

@@ -17,8 +17,9 @@ from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import dataset
 from aigc_jax.data.transforms import chain, flip, normalise
 from aigc_jax.functional.adversarial import RELATIVISTIC, r1, r2
+from aigc_jax.metrics.collapse import watch_collapse
 from aigc_jax.metrics.latents import picture_latents
-from aigc_jax.metrics.unconditional import evaluator, picture_samples, watch_collapse
+from aigc_jax.metrics.unconditional import evaluator, picture_samples
 from aigc_jax.models.resnet_gan import Discriminator, Generator
 from aigc_jax.tasks.gan import Penalty, gan, half_life
 from experiments.classifier_cifar10 import classifier_cifar10

@@ -18,10 +18,10 @@ from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import stacked, tfds
 from aigc_jax.data.transforms import chain, normalise, pad
 from aigc_jax.functional.adversarial import NON_SATURATING, RELATIVISTIC, r1, r2
+from aigc_jax.metrics.collapse import watch_collapse
 from aigc_jax.metrics.judge import train_judge
 from aigc_jax.metrics.modes import evaluate_modes, modes_floor
 from aigc_jax.metrics.pictures import image_grid
-from aigc_jax.metrics.unconditional import watch_collapse
 from aigc_jax.models.dcgan import Discriminator, Generator
 from aigc_jax.tasks.gan import Penalty, gan
 from experiments.classifier_mnist import classifier_mnist

@@ -22,9 +22,10 @@ from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import dataset
 from aigc_jax.data.transforms import normalise
 from aigc_jax.functional.augmentation import chain_augmentations, color, cutout
+from aigc_jax.metrics.collapse import watch_collapse
 from aigc_jax.metrics.latents import picture_latents
 from aigc_jax.metrics.pictures import image_grid
-from aigc_jax.metrics.unconditional import evaluator, watch_collapse
+from aigc_jax.metrics.unconditional import evaluator
 from aigc_jax.models.stylegan2 import Discriminator, Generator
 from aigc_jax.tasks.gan import half_life
 from aigc_jax.tasks.stylegan2 import lazy_adam, stylegan2

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from aigc_jax.nn.conv import Conv, ConvTranspose, check_widths
-from aigc_jax.nn.embed import one_hot
+from aigc_jax.nn.embed import append_label
 from aigc_jax.nn.norm import Norm, check_norm
 
 
@@ -44,7 +44,7 @@ class Generator(nn.Module):
         """
         check_norm(self.norm)
         check_widths(self.channels)
-        z = jnp.concatenate([z, one_hot(label, self.classes, len(z))], -1)
+        z = append_label(z, label, self.classes)  # (b, latent) -> (b, latent + classes)
         x = z[:, None, None]  # (b, z) -> (b, 1, 1, z)
         for i, width in enumerate(self.channels):
             stride, padding = (1, "VALID") if i == 0 else (2, "SAME")
@@ -81,14 +81,11 @@ class Discriminator(nn.Module):
         """
         check_norm(self.norm)
         check_widths(self.channels)
-        b, h, w, _ = x.shape
+        _, h, w, _ = x.shape
         if (h, w) != (4 * 2 ** len(self.channels),) * 2:
             side = 4 * 2 ** len(self.channels)
             raise ValueError(f"channels={self.channels} are for {side}×{side} images, not {h}×{w}")
-        planes = jnp.broadcast_to(
-            one_hot(label, self.classes, b)[:, None, None], (b, h, w, self.classes)
-        )
-        x = jnp.concatenate([x, planes], -1)  # -> (b, h, w, c + classes)
+        x = append_label(x, label, self.classes)  # -> (b, h, w, c + classes)
         for i, width in enumerate(self.channels):
             x = _conv(Conv, width, 2, 1, self.norm == "none", self.dtype)(x)
             if i > 0:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.nn.embed import one_hot
+from aigc_jax.nn.embed import append_label
 
 
 class Generator(nn.Module):
@@ -31,7 +31,7 @@ class Generator(nn.Module):
         self, z: Array, label: Array | None = None, *, train: bool = False, axis: str | None = None
     ) -> Array:
         """Map (b, latent) and (b,) labels, if there are classes, to (b, h, w, c) in (−1, 1)."""
-        x = jnp.concatenate([z, one_hot(label, self.classes, len(z))], -1)
+        x = append_label(z, label, self.classes)  # (b, latent) -> (b, latent + classes)
         for units in self.hidden:
             x = nn.relu(nn.Dense(units, dtype=self.dtype)(x))
         x = nn.Dense(math.prod(self.shape), dtype=self.dtype)(x).astype(jnp.float32)
@@ -57,7 +57,7 @@ class Discriminator(nn.Module):
     ) -> Array:
         """Map (b, h, w, c) in [−1, 1], and (b,) labels, to (b,) logits, in float32."""
         x = x.reshape(x.shape[0], -1)  # (b, h, w, c) -> (b, h*w*c)
-        x = jnp.concatenate([x, one_hot(label, self.classes, len(x))], -1)
+        x = append_label(x, label, self.classes)  # -> (b, h*w*c + classes)
         for units in self.hidden:
             x = jax.nn.leaky_relu(nn.Dense(units, dtype=self.dtype)(x), 0.2)
         return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32)

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import Array
 
 from aigc_jax.nn.conv import Conv, check_widths
-from aigc_jax.nn.embed import one_hot
+from aigc_jax.nn.embed import append_label
 from aigc_jax.nn.norm import Norm, check_norm
 
 
@@ -42,12 +42,11 @@ class PatchGAN(nn.Module):
         """
         check_norm(self.norm)
         check_widths(self.channels)
-        b, h, w, _ = x.shape
+        _, h, w, _ = x.shape
         least = 3 * 2 ** (len(self.channels) - 1)
         if min(h, w) < least:
             raise ValueError(f"channels={self.channels} need {least} pixels a side, not {h}×{w}")
-        planes = one_hot(label, self.classes, b)[:, None, None]
-        x = jnp.concatenate([x, jnp.broadcast_to(planes, (b, h, w, self.classes))], -1)
+        x = append_label(x, label, self.classes)  # -> (b, h, w, c + classes)
         initial = nn.initializers.normal(0.02)
         for i, width in enumerate(self.channels):
             stride = 1 if i == len(self.channels) - 1 else 2

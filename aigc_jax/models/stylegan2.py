@@ -7,13 +7,14 @@ import math
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
 from aigc_jax.core.keys import fold, normal, randint, uniform
 from aigc_jax.nn.conv import NHWC, conv_general_dilated, conv_transpose
-from aigc_jax.nn.embed import check_label, one_hot
+from aigc_jax.nn.embed import check_label
 from aigc_jax.nn.equalized import EqualizedConv, EqualizedDense, equalized_kernel
 from aigc_jax.nn.resample import smooth, smooth_downsample, smooth_upsample
 
@@ -107,7 +108,7 @@ class Mapping(nn.Module):
         """Map (b, latent) and labels (b,), of which one may be None, to (b, features)."""
         parts = [] if z is None else [normalise(z)]
         if label is not None:
-            vector = one_hot(label, self.classes, len(label))
+            vector = jax.nn.one_hot(label, self.classes)
             parts.append(normalise(EqualizedDense(self.features, name="label")(vector)))
         w = jnp.concatenate(parts, -1)
         for i in range(self.layers):

@@ -88,6 +88,16 @@ def _conv_of_patches(x: Array, kernel: Array, s: int, pads: Pads) -> Array:
 Conv = functools.partial(nn.Conv, conv_general_dilated=conv_general_dilated)
 
 
+def check_widths(channels: tuple[int, ...]) -> None:
+    """Refuse widths of layers that are none, or not positive.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not channels or min(channels) < 1:
+        raise ValueError(f"channels={channels} must be one width or more, each at least 1")
+
+
 class ConvTranspose(nn.Module):
     """Transposed convolution of images, with the parameters of flax's.
 
@@ -173,16 +183,6 @@ def conv_of_images(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads
         x = lax.optimization_barrier(_border(x, pads))
         pads = ((0, 0), (0, 0))
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC)
-
-
-def check_widths(channels: tuple[int, ...]) -> None:
-    """Refuse widths of layers that are none, or not positive.
-
-    Raises:
-        ValueError: as said.
-    """
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels={channels} must be one width or more, each at least 1")
 
 
 def _border(x: Array, pads: Pads) -> Array:

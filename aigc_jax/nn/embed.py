@@ -50,28 +50,30 @@ def sinusoidal(
     return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, -1)
 
 
-def one_hot(label: Array | None, classes: int, b: int) -> Array:
-    """Write labels as one-hot vectors; without classes, as vectors of length 0.
+def append_label(x: Array, label: Array | None, classes: int) -> Array:
+    """Append labels to channels as one-hot vectors, the same at every pixel.
 
     Args:
+        x: (b, ..., c).
         label: (b,) integers in [0, classes), or None if there are no classes.
         classes: how many there are.
-        b: examples in the batch.
 
     Returns:
-        (b, classes) float32.
+        (b, ..., c + classes), of x's type; x itself without classes.
 
     Raises:
         ValueError: there are classes and no label, or a label and no classes.
 
-    >>> one_hot(jnp.array([2, 0]), 3, 2).tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    >>> append_label(jnp.zeros((2, 1)), jnp.array([2, 0]), 3).tolist()
+    [[0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]]
     """
     check_label(label, classes)
     if label is None:
-        return jnp.zeros((b, 0))
-    chex.assert_shape(label, (b,))
-    return jax.nn.one_hot(label, classes)
+        return x
+    chex.assert_shape(label, (x.shape[0],))
+    vector = jax.nn.one_hot(label, classes, dtype=x.dtype)
+    vector = jnp.expand_dims(vector, range(1, x.ndim - 1))  # (b, classes) -> (b, 1, ..., classes)
+    return jnp.concatenate([x, jnp.broadcast_to(vector, (*x.shape[:-1], classes))], -1)
 
 
 def check_label(label: Array | None, classes: int) -> None:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from aigc_jax.nn.embed import check_label, one_hot, sinusoidal
+from aigc_jax.nn.embed import append_label, check_label, sinusoidal
 from aigc_jax.nn.norm import GroupNorm, group_norm
 from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
 
@@ -116,24 +116,34 @@ def test_sinusoidal_takes_times_by_example():
         sinusoidal(jnp.zeros(()), 4)
 
 
-def test_one_hot_marks_the_label():
+@pytest.mark.parametrize("pixels", [(), (2, 3)])
+def test_a_label_is_appended_at_every_pixel(pixels):
     label = jnp.array([2, 0, 1, 2])
+    x = np.random.default_rng(0).normal(size=(4, *pixels, 5)).astype(np.float32)
+    y = append_label(x, label, 4)
+    assert y.shape == (4, *pixels, 9) and y.dtype == jnp.float32
+    np.testing.assert_array_equal(y[..., :5], x)
     expected = np.eye(4, dtype=np.float32)[np.asarray(label)]
-    np.testing.assert_array_equal(one_hot(label, 4, 4), expected)
-    assert one_hot(label, 4, 4).dtype == jnp.float32
+    flat = np.asarray(y[..., 5:]).reshape(4, -1, 4)
+    np.testing.assert_array_equal(flat, np.broadcast_to(expected[:, None], flat.shape))
 
 
-def test_one_hot_of_no_classes_is_nothing():
-    nothing = one_hot(None, 0, 3)
-    assert nothing.shape == (3, 0)
-    x = np.ones((3, 2), np.float32)
-    np.testing.assert_array_equal(jnp.concatenate([x, nothing], -1), x)
+def test_without_classes_nothing_is_appended():
+    x = jnp.ones((3, 2))
+    assert append_label(x, None, 0) is x
+
+
+def test_a_label_takes_the_type_it_is_appended_to():
+    assert append_label(jnp.ones((1, 2), jnp.bfloat16), jnp.zeros(1, int), 3).dtype == jnp.bfloat16
 
 
 def test_labels_are_taken_where_there_are_classes():
     check_label(jnp.zeros(2, int), 3)
     check_label(None, 0)
-    for refuse in (check_label, lambda label, classes: one_hot(label, classes, 2)):
+    for refuse in (
+        check_label,
+        lambda label, classes: append_label(jnp.ones((2, 1)), label, classes),
+    ):
         with pytest.raises(ValueError, match="a network of classes=3 needs a label"):
             refuse(None, 3)
         with pytest.raises(ValueError, match="a label was given, but this network has classes=0"):
@@ -141,9 +151,9 @@ def test_labels_are_taken_where_there_are_classes():
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 1)])
-def test_one_hot_takes_a_label_an_example(shape):
+def test_there_is_a_label_an_example(shape):
     with pytest.raises(AssertionError):
-        one_hot(jnp.zeros(shape, int), 3, 2)
+        append_label(jnp.ones((2, 1)), jnp.zeros(shape, int), 3)
 
 
 # Resampling
