@@ -1,11 +1,9 @@
 """Data sets: random access to raw examples, in memory or decoded as they are read."""
 
-import difflib
 import functools
 import io
 import itertools
 import math
-import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+
+from aigc_jax.data.prepared import find_feature, open_builder, read_split
 
 Examples = dict[str, np.ndarray]
 
@@ -285,8 +285,7 @@ def tfds(
     import tensorflow_datasets
 
     _check(size, channels)
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    builder = _builder(name, root.expanduser())
+    builder = open_builder(name, data_dir)
     splits = list(builder.info.splits)
     held_out = next((split for split in ("test", "validation") if split in splits), None)
     if "train" not in splits or held_out is None:
@@ -295,10 +294,10 @@ def tfds(
         )
 
     features = builder.info.features
-    pixels = _feature(name, features, tensorflow_datasets.features.Image, "image")
+    pixels = find_feature(name, features, tensorflow_datasets.features.Image, "image")
     if pixels is None:
         raise ValueError(f"tfds name={name!r} has no image among its features, {list(features)}")
-    target = _feature(name, features, tensorflow_datasets.features.ClassLabel, "label")
+    target = find_feature(name, features, tensorflow_datasets.features.ClassLabel, "label")
     *sides, stored = features[pixels].shape
     if features[pixels].np_dtype != np.uint8:
         raise ValueError(f"tfds name={name!r} stores {features[pixels].np_dtype} images, not uint8")
@@ -312,15 +311,7 @@ def tfds(
     def split(which: str) -> Source:
         # Pillow decodes the pixels, several times as fast as TFDS does without TensorFlow.
         raw = tensorflow_datasets.decode.DeserializeMethod.RAW_BYTES
-        try:
-            records = builder.as_data_source(
-                which, deserialize_method=raw, file_format="array_record"
-            )
-        except (NotImplementedError, ValueError) as error:
-            raise ValueError(
-                f"tfds name={name!r} is prepared as {builder.info.file_format.value}, which cannot "
-                f"be read at random; prepare it by tfds build {name} --file_format=array_record"
-            ) from error
+        records = read_split(builder, which, deserialize_method=raw)
         load = functools.partial(
             _load_records, records, f"tfds {name} {which}", pixels, target, depth, size
         )
@@ -335,38 +326,6 @@ def _check(size: int | None, channels: int | None) -> None:
         raise ValueError(f"size={size} must be at least 1 pixel")
     if channels is not None and channels not in MODES:
         raise ValueError(f"channels={channels} must be one of {list(MODES)}")
-
-
-def _builder(name: str, root: Path) -> Any:
-    """Return the builder of a data set prepared in a folder, or say what is there instead."""
-    import tensorflow_datasets
-
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"tfds name={name!r}: no folder {root}; set TFDS_DATA_DIR to where it was prepared"
-        )
-    there = [path.name for path in _subfolders(root)]
-    near = difflib.get_close_matches(name, there, 1)
-    instead = (f"did you mean {near[0]!r}? " if near else "") + f"{root} holds {there}"
-    try:
-        builder = tensorflow_datasets.builder(name, data_dir=root)
-    # TFDS asserts that it knows the version.
-    except (tensorflow_datasets.core.DatasetNotFoundError, ValueError, AssertionError) as error:
-        raise FileNotFoundError(f"no tfds data set name={name!r}; {instead}") from error
-    if not builder.info.splits:
-        raise FileNotFoundError(
-            f"tfds data set name={name!r} is not prepared (tfds build {name} "
-            f"--file_format=array_record); {instead}"
-        )
-    return builder
-
-
-def _feature(name: str, features: Any, kind: type, usual: str) -> str | None:
-    """Return the name of the one feature of a kind, the usual one if there are several."""
-    found = [key for key, feature in features.items() if isinstance(feature, kind)]
-    if len(found) > 1 and usual not in found:
-        raise ValueError(f"tfds name={name!r} has several features {found} and none is {usual!r}")
-    return usual if usual in found else next(iter(found), None)
 
 
 def _load_records(
