@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate, list.
+"""The command line: train, sample, reconstruct, evaluate, list.
 
 Nothing is configured here. Every flag is a keyword-only parameter of some function: of the command
 below, of `train.loop.fit`, of an experiment, of a task's sampler; its help is that function's
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import aigc_jax
 from aigc_jax import environment, runs
-from aigc_jax.files import write_npz, write_png, write_text
+from aigc_jax.files import write_npz, write_png, write_shown, write_text
 from aigc_jax.flags import Group, flags_of, instead, parse
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ Train generative models, draw from them, measure them.
 
   aigc train EXPERIMENT [flags]    train, or go on with a run that was stopped
   aigc sample RUN [flags]          draw from a trained model, into a picture or an .npz
+  aigc reconstruct RUN [flags]     show held-out examples beside what an autoencoder makes of them
   aigc evaluate RUN [flags]        measure a trained model
   aigc list                        show the experiments and the runs that are here
 
@@ -50,6 +51,7 @@ another directory, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
 USAGE = {
     "train": "name an experiment first: aigc train EXPERIMENT [flags]; aigc list shows them",
     "sample": "name a run first: aigc sample RUN [flags]; aigc list shows them",
+    "reconstruct": "name a run first: aigc reconstruct RUN [flags]; aigc list shows them",
     "evaluate": "name a run first: aigc evaluate RUN [flags]; aigc list shows them",
 }
 
@@ -98,7 +100,12 @@ def _dispatch(words: list[str]) -> int:
         if rest:
             raise ValueError(f"aigc list takes no arguments, got {rest[0]!r}")
         return _list()
-    commands = {"train": _train, "sample": _sample, "evaluate": _evaluate}
+    commands = {
+        "train": _train,
+        "sample": _sample,
+        "reconstruct": _reconstruct,
+        "evaluate": _evaluate,
+    }
     if command not in commands:
         raise ValueError(f"no command {command!r}{instead(command, [*commands, 'list'])}")
     if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
@@ -206,7 +213,7 @@ def sample(
     columns: int | None = None,
     out: Path | None = None,
 ) -> int:
-    """Draw from a trained model, and print the path of the file made.
+    """Draw from a trained model, and print what was drawn if it is text, and the files made.
 
     A run has its sampler's flags besides: aigc sample RUN --help.
 
@@ -218,20 +225,14 @@ def sample(
         seed: of the noise; sample i depends on it and i alone.
         which: the latest checkpoint, or the one that its evaluation found best.
         columns: images a row.
-        out: a .png for a grid of images, or an .npz for the arrays; by default a .png in the
-            run's samples/ that is named after the options.
+        out: a .png for a grid of images, or an .npz for the arrays; by default files in the run's
+            samples/ that are named after the options.
     """
     import numpy as np
 
-    from aigc_jax.metrics.pictures import image_grid
-
     labels = runs.class_numbers(run, label)
     n = (min(10 * len(labels), 100) if labels else 64) if n is None else n
-    for name, value in (("n", n), ("columns", columns)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
-    if out is not None and out.suffix not in (".png", ".npz"):
-        raise ValueError(f"--out must end in .png or .npz, got {str(out)!r}")
+    _check_drawing(out, n=n, columns=columns)
     cond = run.experiment.cond(n) if run.experiment.cond else {}
     if labels:
         cond = cond | {"label": np.resize(np.array(labels, np.int32), n)}
@@ -240,28 +241,133 @@ def sample(
     began = time.perf_counter()
     _say(f"drawing {n} samples of {runs.shown(run.path)} at step {step}")
     samples = model.draw(n, cond, seed=seed, **options)
-    if out is None:
-        defaults = {flag.name: flag.default for flag in flags_of(run.experiment.task.sample)}
-        chosen = {"n": n, "label": ",".join(label), "seed": seed, "columns": columns} | {
-            name: value for name, value in options.items() if value != defaults[name]
-        }
-        out = run.path / "samples" / f"{_name(f'drawn-{step:06}', chosen)}.png"
-    if out.suffix == ".npz":
-        arrays = samples if isinstance(samples, dict) else {"samples": samples}
-        write_npz(out, {**cond, **arrays})
-    else:
-        shape = getattr(samples, "shape", None)
+    chosen = {"n": n, "label": ",".join(label), "seed": seed, "columns": columns}
+    few = 1 < len(labels) <= 10
+    wide = min(n, columns or (len(labels) if few else 10 if labels else math.isqrt(n - 1) + 1))
+    arrays = samples if isinstance(samples, dict) else {"samples": samples}
+    _keep(run, f"drawn-{step:06}", chosen | options, out, {**cond, **arrays}, [samples], wide)
+    _say(f"done in {_duration(time.perf_counter() - began)}")
+    return 0
+
+
+def _reconstruct(words: list[str]) -> int:
+    name, *rest = words
+    if name in ("-h", "--help"):
+        parse("aigc reconstruct RUN", [name], reconstruct)
+    run = runs.open_run(name)
+    sampler = Group("sampler", run.experiment.task.sample)
+    own, options = parse(f"aigc reconstruct {shlex.quote(name)}", rest, reconstruct, sampler)
+    return reconstruct(run, options, **own)
+
+
+def reconstruct(
+    run: runs.Run,
+    options: dict[str, Any],
+    *,
+    n: int = 32,
+    seed: int = 0,
+    which: Literal["latest", "best"] = "latest",
+    columns: int | None = None,
+    out: Path | None = None,
+) -> int:
+    """Encode and decode held-out examples, and show each beside what became of it.
+
+    A run has its sampler's flags besides: aigc reconstruct RUN --help.
+
+    Args:
+        run: what was trained.
+        options: of its task's sampler.
+        n: how many examples, from the first on.
+        seed: of the noise.
+        which: the latest checkpoint, or the one that its evaluation found best.
+        columns: pairs a row.
+        out: a .png for a grid of images, or an .npz for the arrays; by default files in the run's
+            samples/ that are named after the options.
+    """
+    if run.experiment.originals is None:
+        raise ValueError(f"{run.record['experiment']} is no autoencoder: it reconstructs nothing")
+    _check_drawing(out, n=n, columns=columns)
+    cond = run.experiment.originals(n)
+    model, step = runs.restore(run, which, _warn)
+
+    began = time.perf_counter()
+    _say(f"reconstructing {n} examples by {runs.shown(run.path)} at step {step}")
+    samples = model.draw(n, cond, seed=seed, **options)
+    chosen = {"n": n, "seed": seed, "columns": columns} | options
+    arrays = {**cond, "samples": samples}
+    wide = min(n, columns or 8)
+    original = next(iter(cond.values()))
+    _keep(run, f"reconstructed-{step:06}", chosen, out, arrays, [original, samples], wide)
+    _say(f"done in {_duration(time.perf_counter() - began)}")
+    return 0
+
+
+def _check_drawing(out: Path | None, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if out is not None and out.suffix not in (".png", ".npz"):
+        raise ValueError(f"--out must end in .png or .npz, got {str(out)!r}")
+
+
+def _keep(
+    run: runs.Run,
+    stem: str,
+    chosen: dict[str, Any],
+    out: Path | None,
+    arrays: dict[str, Any],
+    shown: list[Any],
+    columns: int,
+) -> None:
+    """Write what was drawn, and print its text and its paths.
+
+    Args:
+        run: what drew it.
+        stem: of the files' names by default.
+        chosen: the options; those that are not the sampler's defaults are named too.
+        out: the file asked for, or None.
+        arrays: for an .npz.
+        shown: the samples; or originals and samples, which are shown side by side.
+        columns: of a grid.
+    """
+    from aigc_jax.metrics.pictures import image_grid, side_by_side
+
+    if out is not None and out.suffix == ".npz":
+        write_npz(out, arrays)
+        print(out)
+        return
+    defaults = {flag.name: flag.default for flag in flags_of(run.experiment.task.sample)}
+    chosen = {k: v for k, v in chosen.items() if k not in defaults or v != defaults[k]}
+    stem, samples = _name(stem, chosen), run.path / "samples"
+    if run.experiment.show is None:
+        shape = getattr(shown[-1], "shape", None)
         if shape is None or len(shape) != 4 or shape[-1] not in (1, 3):
             raise ValueError(
                 f"the samples of {runs.shown(run.path)} are not images; --out FILE.npz keeps them"
             )
-        few = 1 < len(labels) <= 10
-        wide = min(n, columns or (len(labels) if few else 10 if labels else math.isqrt(n - 1) + 1))
         # As large as can be looked at.
-        write_png(out, image_grid(samples, wide, scale=max(1, 64 // max(shape[1:3]))))
-    _say(f"done in {_duration(time.perf_counter() - began)}")
-    print(out)
-    return 0
+        scale = max(1, 64 // max(shape[1:3]))
+        grid = image_grid(side_by_side(*shown), len(shown) * columns, scale=scale)
+        path = out or samples / f"{stem}.png"
+        write_png(path, grid)
+        print(path)
+        return
+    if out is not None:
+        raise ValueError(
+            f"the samples of {runs.shown(run.path)} are not images; --out FILE.npz keeps them"
+        )
+    parts = [run.experiment.show(one) for one in shown]
+    texts = {name for name, what in parts[-1].items() if isinstance(what, str)}
+    for name in texts:
+        # Line by line, so that an original stands above its reconstruction.
+        lines = zip(*(part[name].splitlines() for part in parts), strict=False)
+        text = ("\n\n" if len(parts) > 1 else "\n").join(map("\n".join, lines))
+        print(text)
+        print(write_shown(samples, f"{stem}-{name}", text))
+    for part, whose in zip(parts, ("original-", "")[-len(parts) :], strict=True):
+        for name, what in part.items():
+            if name not in texts:
+                print(write_shown(samples, f"{stem}-{whose}{name}", what))
 
 
 def _evaluate(words: list[str]) -> int:

@@ -99,6 +99,38 @@ def write_gif(path: Path, frames: Any, *, milliseconds: int | Sequence[int] = 80
     write_whole(path, lambda partial: first.save(partial, format="GIF", **options))
 
 
+def write_shown(folder: Path, name: str, what: Any, tag: str = "") -> Path:
+    """Write what there is to see, to read or to hear, in the format that its type has.
+
+    Args:
+        folder: of the file.
+        name: its stem; of bytes the whole name, such as `song.mid`.
+        what: an (h, w, c) image or a (t, h, w, c) film, uint8; text; or bytes.
+        tag: goes between the stem and the suffix.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: as `write_png` and `write_gif`.
+        OSError: the file cannot be written; the one already there stays.
+    """
+    if isinstance(what, bytes):
+        whole = folder / name
+        path = whole.with_name(f"{whole.stem}{tag}{whole.suffix}")
+        write_whole(path, lambda partial: partial.write_bytes(what))
+    elif isinstance(what, str):
+        path = folder / f"{name}{tag}.txt"
+        write_text(path, what.rstrip("\n") + "\n")
+    elif np.ndim(what) == 4:
+        path = folder / f"{name}{tag}.gif"
+        write_gif(path, what)
+    else:
+        path = folder / f"{name}{tag}.png"
+        write_png(path, what)
+    return path
+
+
 def read_png(path: Path) -> np.ndarray:
     """Read a picture as (h, w, 3) uint8, without its transparency if it has one.
 

@@ -287,12 +287,14 @@ def list_files(out: Path, step: int) -> list[tuple[str, str]]:
     # Of a picture throughout the training, and those that are drawn as films.
     films = [p.with_name(p.name.replace(f"-{step:06}.png", ".gif")) for p in pictures]
     films += sorted((out / "samples").glob(f"*-{step:06}.gif"))
+    others = sorted((out / "samples").glob(f"[!.]*-{step:06}.*"))
     files = {
         "checkpoint": [out / "checkpoints" / str(step)],
         "metrics": [out / "metrics.jsonl"],
         "evaluation": [out / "evaluation.json"],
         "pictures": pictures,
         "films": films,
+        "texts, sounds": [path for path in others if path.suffix not in (".png", ".gif")],
     }
     return [
         (what if i == 0 else "", shown(path))

@@ -17,7 +17,7 @@ from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import dataset
 from aigc_jax.data.transforms import chain, flip, normalise
 from aigc_jax.functional.schedules import linear
-from aigc_jax.metrics.likelihood import evaluate_bound
+from aigc_jax.metrics.likelihood import evaluate_terms
 from aigc_jax.metrics.pictures import image_grid
 from aigc_jax.models.unet import Remat, UNet
 from aigc_jax.tasks.diffusion import bits_per_dim, diffusion
@@ -63,7 +63,7 @@ def ddpm_cifar10(
         data=lambda seed: batches(images.train, batch, seed, transform=chain(flip, normalise)),
         steps=800_000,
         batch=batch,
-        evaluate=lambda model: evaluate_bound(model, bound, images, n=512),
+        evaluate=lambda model: evaluate_terms(model, bound, images, n=512),
         picture=picture,
         classes=images.classes if classes else (),
     )

@@ -23,7 +23,7 @@ from aigc_jax.data.sources import digits
 from aigc_jax.data.transforms import normalise
 from aigc_jax.functional.schedules import cosine
 from aigc_jax.metrics.conditional import evaluate_classes, picture_classes
-from aigc_jax.metrics.likelihood import evaluate_bound
+from aigc_jax.metrics.likelihood import evaluate_terms
 from aigc_jax.metrics.unconditional import evaluator
 from aigc_jax.models.unet import UNet
 from aigc_jax.tasks.diffusion import bits_per_dim, diffusion
@@ -65,7 +65,7 @@ def ddpm_digits(
         data=lambda seed: batches(data.train, batch, seed, transform=normalise),
         steps=1200,
         batch=batch,
-        evaluate=lambda model: judged(model) | evaluate_bound(model, bound, data, n=360),
+        evaluate=lambda model: judged(model) | evaluate_terms(model, bound, data, n=360),
         picture=lambda model: picture_classes(model, data, scale=4),
         classes=data.classes,
     )

@@ -23,7 +23,7 @@ from aigc_jax.data.batches import batches, whole
 from aigc_jax.data.edges import edges
 from aigc_jax.data.sources import dataset
 from aigc_jax.data.transforms import chain, flip, normalise
-from aigc_jax.metrics.pictures import image_grid, quantise
+from aigc_jax.metrics.pictures import image_grid, quantise, side_by_side
 from aigc_jax.models.patchgan import PatchGAN
 from aigc_jax.models.pix2pix import UNetGenerator
 from aigc_jax.tasks.pix2pix import pix2pix
@@ -74,9 +74,8 @@ def pix2pix_emoji(
     def picture(model: Model) -> dict[str, Any]:
         count = min(n, 24)
         source = condition(count)["source"]
-        triple = source.repeat(3, -1), model.draw(count, {"source": source}), held_out()["image"]
-        shown = np.stack([x[:count] for x in triple], 1)  # -> (count, 3, h, w, 3)
-        return {"samples": image_grid(shown.reshape(-1, *shown.shape[2:]), 12)}
+        drawn, real = model.draw(count, {"source": source}), held_out()["image"][:count]
+        return {"samples": image_grid(side_by_side(source, drawn, real), 12)}
 
     return Experiment(
         task=pix2pix(generator, discriminator, adam, adam, l1=l1),

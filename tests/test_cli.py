@@ -373,6 +373,8 @@ def test_processes_that_cannot_be_joined_are_one_line(project, fails):
         (["sample", "blots", "--solver", "heum"], "of euler, heun, got 'heum'; did you mean heun?"),
         (["sample", "blots", "--solver", "heun"], "solver='heun' is for others"),
         (["sample", "blots", "--contrst", "1"], "unknown flag --contrst; did you mean --contrast?"),
+        (["reconstruct"], "name a run first"),
+        (["reconstruct", "blots"], "blots is no autoencoder: it reconstructs nothing"),
         (["evaluate", "nothing"], "there is no run 'nothing'; aigc list shows the runs"),
         (["list", "all"], "aigc list takes no arguments, got 'all'"),
     ],
@@ -560,6 +562,67 @@ def test_what_a_sampler_needs_besides_labels_comes_from_the_experiment(project, 
     np.testing.assert_allclose(held["samples"], -held["source"], atol=1e-6)
     assert main(["sample", "negative"]) == 0
     assert len(list(Path("runs/negative/samples").glob("drawn-*.png"))) == 1
+
+
+ECHO = """\
+    import jax.numpy as jnp
+    import numpy as np
+    from experiments.blots import blots
+
+    def echo(*, spoken: bool = False):
+        experiment = blots()
+        return experiment._replace(
+            task=experiment.task._replace(sample=sample), evaluate=None, best=None, classes=(),
+            originals=originals, show=show if spoken else None,
+            picture=(lambda model: show(model.draw(2))) if spoken else None,
+        )
+
+    def sample(params, stats, keys, cond, *, volume: float = 0.5):
+        heard = cond.get("image", jnp.ones((len(keys), 1, 1, 1)))
+        return volume * heard
+
+    def originals(n):
+        return {"image": np.linspace(-1, 1, 4)[np.arange(n) % 4].reshape(n, 1, 1, 1)}
+
+    def show(samples):
+        said = [f"{value:.1f}" for value in np.ravel(samples)]
+        return {"lines": "\\n".join(said), "song.mid": " ".join(said).encode()}
+    """
+
+
+def test_a_reconstruction_stands_beside_its_original(project, fails, capsys):
+    assert main(["train", write(project / "echo.py", ECHO)]) == 0
+    capsys.readouterr()
+    assert main(["reconstruct", "echo", "--n", "3", "--columns", "2", "--volume", "0"]) == 0
+    path = capsys.readouterr().out.strip()
+    assert path.startswith("runs/echo/samples/reconstructed-000006-") and "volume=0.0" in path
+    grid = np.asarray(Image.open(path).convert("L"))
+    # Two pairs a row, each image 64 pixels wide and 2 apart: originals −1, −⅓ and ⅓, zeros beside.
+    centres = grid[34::66, 34::66]
+    np.testing.assert_array_equal(centres, [[0, 128, 85, 128], [170, 128, 255, 255]])
+    assert main(["reconstruct", "echo", "--n", "6", "--out", "a.npz"]) == 0
+    held = dict(np.load("a.npz"))
+    np.testing.assert_allclose(held["samples"], held["image"] / 2, rtol=1e-6)
+    assert "--n must be at least 1, got 0" in fails("reconstruct", "echo", "--n", "0")
+
+
+def test_text_is_printed_and_sounds_are_files(project, fails, capsys):
+    assert main(["train", write(project / "echo.py", ECHO), "--spoken"]) == 0
+    out = capsys.readouterr().out
+    assert "texts, sounds  runs/echo/samples/lines-000006.txt" in out
+    assert Path("runs/echo/samples/song-000006.mid").read_bytes() == b"0.5 0.5"
+    assert main(["sample", "echo", "--n", "2", "--volume", "2"]) == 0
+    first, second, *paths = capsys.readouterr().out.splitlines()
+    assert [first, second] == ["2.0", "2.0"]
+    assert Path(paths[0]).read_text() == "2.0\n2.0\n"
+    assert Path(paths[1]).suffix == ".mid" and Path(paths[1]).read_bytes() == b"2.0 2.0"
+    assert main(["reconstruct", "echo", "--n", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("-1.0\n-0.5\n\n-0.3\n-0.2\n")
+    original, copy = (Path(path) for path in out.splitlines() if path.endswith(".mid"))
+    assert original.name.endswith("original-song.mid") and original.read_bytes() == b"-1.0 -0.3"
+    assert copy.read_bytes() == b"-0.5 -0.2"
+    assert "--out FILE.npz keeps them" in fails("sample", "echo", "--out", "a.png")
 
 
 # Evaluation

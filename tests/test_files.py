@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from aigc_jax.files import read_png, write_gif, write_json, write_npz, write_png
+from aigc_jax.files import read_png, write_gif, write_json, write_npz, write_png, write_shown
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
@@ -97,6 +97,21 @@ def test_what_is_no_film_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"shape"):
         write_gif(tmp_path / "x.gif", film, milliseconds=[80] * 3)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_shown_has_the_format_of_its_type(tmp_path):
+    film = moving(1)
+    things = {"still": film[0], "film": film, "words": "to be", "a.song.mid": b"MThd"}
+    paths = [write_shown(tmp_path / "made", name, what, "-7") for name, what in things.items()]
+    assert [path.name for path in paths] == [
+        "still-7.png",
+        "film-7.gif",
+        "words-7.txt",
+        "a.song-7.mid",
+    ]
+    assert paths[2].read_text() == "to be\n" and paths[3].read_bytes() == b"MThd"
+    assert_array_equal(read_png(paths[0])[..., :1], film[0])
+    assert len(played(paths[1])[0]) == len(film)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

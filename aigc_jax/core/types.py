@@ -10,15 +10,17 @@ Batch = dict[str, Array]
 
 
 class Mode(NamedTuple):
-    """How a loss is being evaluated; static under every compiler.
+    """How a loss is being evaluated.
 
     Attributes:
-        train: whether dropout and batch statistics are live.
-        axis: the mapped axis' name under `pmap`, None under `jit`.
+        train: whether dropout and batch statistics are live; static.
+        axis: the mapped axis' name under `pmap`, None under `jit`; static.
+        step: () int32, of the training, which a weight may be annealed by; None outside of it.
     """
 
     train: bool
     axis: str | None = None
+    step: Array | None = None
 
 
 class Out(NamedTuple):
@@ -120,12 +122,17 @@ class Experiment(NamedTuple):
         steps: how long to train, unless the command line says otherwise.
         batch: examples a step, over all processes.
         evaluate: `(model) -> {metric: value}`.
-        picture: `(model) -> {file stem: uint8}`, an (h, w, c) image or a (t, h, w, c) film.
+        picture: `(model) -> {file stem: what is shown}`: an (h, w, c) uint8 image, a (t, h, w, c)
+            film, or text; or bytes under the whole name of their file, such as `song.mid`.
         best: the evaluation metric whose best checkpoint is kept, and whether "max" or "min" is
             best.
         classes: the names of labels 0, 1, …; empty for an unconditional task.
         cond: `(n) -> cond` of n samples where a task needs more than labels, such as held-out
             images to translate.
+        originals: `(n) -> cond` of n held-out examples, what they are first of its columns; the
+            task's sampler, given them, draws from their posteriors, and so reconstructs them.
+        show: `(samples) -> {file stem: what is shown}`, as of `picture`, where samples are not
+            images.
     """
 
     task: Task
@@ -136,4 +143,6 @@ class Experiment(NamedTuple):
     picture: Callable[[Model], dict[str, Any]] | None = None
     best: tuple[str, str] | None = None
     classes: tuple[str, ...] = ()
-    cond: Callable[[int], Batch] | None = None
+    cond: Callable[[int], dict[str, Any]] | None = None
+    originals: Callable[[int], dict[str, Any]] | None = None
+    show: Callable[[Any], dict[str, Any]] | None = None

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aigc_jax.data.sources import Examples, Kept, Memory, Source
+from aigc_jax.data.sources import Dataset, Examples, Kept, Memory, Source
 from aigc_jax.data.transforms import Address, Addressed, Transform
 
 
@@ -331,3 +331,26 @@ def whole(source: Source, transform: Transform | None = None) -> Examples:
     places = np.arange(len(source))
     examples = source.read(places)
     return examples if transform is None else transform(examples, Address(0, places))
+
+
+def held_out(
+    data: Dataset, transform: Transform | None = None, columns: tuple[str, ...] = ("image",)
+) -> Callable[[int], Examples]:
+    """Make `(n) -> examples`: the first n of the test split, from the start again behind its last.
+
+    Args:
+        data: of which the test split is read.
+        transform: of it.
+        columns: those to give, in this order.
+
+    Example:
+        >>> from aigc_jax.data.sources import digits
+        >>> held_out(digits(), columns=("label",))(4)["label"].shape
+        (4,)
+    """
+
+    def first(n: int) -> Examples:
+        test = whole(data.test, transform)
+        return {name: test[name][np.arange(n) % len(data.test)] for name in columns}
+
+    return first

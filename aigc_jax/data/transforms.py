@@ -6,6 +6,7 @@ divided and wherever that is done. One that cannot be traced by JAX, as Pillow's
 the host only.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -148,6 +149,28 @@ def flip(examples: Examples, address: Address | Addressed) -> Examples:
     return examples | {"image": image}
 
 
+def binarise(examples: Examples, address: Address | Addressed) -> Examples:
+    """Make uint8 images black and white: each value 1 with probability v/255, and else −1.
+
+    It is drawn afresh whenever an example is met, from the address alone. `whole` draws a test
+    split once and for all.
+
+    Returns:
+        The examples, `image` float32 in {−1, 1}.
+
+    Reference: Salakhutdinov and Murray 2008, "On the quantitative analysis of deep belief
+    networks", section 5.1; those who draw anew call it dynamic.
+    """
+    image = examples["image"]
+    xp, shape = image.__array_namespace__(), image.shape[1:]
+    place = _mix(np.arange(math.prod(shape), dtype=np.uint32)).reshape(shape)
+    bits = _mix(address.bits("binarise")[:, None, None, None] ^ place)  # -> (b, h, w, c)
+    # An integer in [0, 255), even to 2⁻²⁴: a level of 0 is never reached, and 255 always.
+    threshold = (bits >> np.uint32(8)) * np.uint32(255) >> np.uint32(24)
+    white = threshold < image
+    return examples | {"image": white.astype(xp.float32) * np.float32(2) - np.float32(1)}
+
+
 def random_bits(address: Address, name: str) -> np.ndarray:
     """Return (b,) uint64 random bits, each from the seed, the name and its own position alone.
 
@@ -157,6 +180,13 @@ def random_bits(address: Address, name: str) -> np.ndarray:
     seed = np.array([address.seed], np.uint64)
     start = _splitmix64(_splitmix64(seed) ^ np.uint64(zlib.crc32(name.encode())))
     return _splitmix64(start + address.position.astype(np.uint64))
+
+
+def _mix(x: Any) -> Any:
+    """Scramble uint32 numbers, one to one: the finaliser of MurmurHash3 (Appleby 2011)."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
 
 
 def _splitmix64(count: np.ndarray) -> np.ndarray:

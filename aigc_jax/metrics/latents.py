@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.core.types import Model
-from aigc_jax.metrics.pictures import image_grid
+from aigc_jax.metrics.pictures import image_grid, side_by_side
 
 
 def slerp(a: Any, b: Any, t: Any) -> np.ndarray:
@@ -154,6 +154,94 @@ def sweep(
     rows = np.stack([draw(value) for value in values])
     # (values, n, h, w, c) -> (values*n, h, w, c)
     return image_grid(np.concatenate(rows), rows.shape[1], pad=pad, scale=scale)
+
+
+def traverse(
+    decode: Callable[[np.ndarray], Any],
+    z: Any,
+    dims: Iterable[int],
+    values: Any = (-3, -2, -1, 0, 1, 2, 3),
+    *,
+    pad: int = 2,
+    scale: int = 1,
+) -> np.ndarray:
+    """Lay out a row of images for each dimension of a latent, along which it alone changes.
+
+    Args:
+        decode: (m, d) latents -> (m, h, w, c) images in [-1, 1], called once with every latent of
+            the grid, row by row.
+        z: (d,) where all start from: the latent of an image, or 0, the prior's mean.
+        dims: from the top row to the bottom one.
+        values: what the dimension is set to, from left to right.
+        pad: pixels between and around the images.
+        scale: each pixel becomes a square of this side.
+
+    Returns:
+        (H, W, 3) uint8, as many images high as there are dimensions and wide as values.
+
+    Raises:
+        ValueError: the latent is not (d,), a dimension is none of it, or as `image_grid`.
+
+    >>> shade = lambda z: z[:, :1, None, None] / 3 * np.ones((8, 8, 1))
+    >>> traverse(shade, np.zeros(4), (0, 2), pad=0).shape
+    (16, 56, 3)
+
+    Reference: Higgins et al. 2017, "beta-VAE", figure 1.
+    """
+    z, dims, values = np.asarray(z, np.float32), list(dims), np.asarray(values, np.float32)
+    if z.ndim != 1:
+        raise ValueError(f"z has shape {z.shape}; it must be (d,)")
+    if wrong := [dim for dim in dims if not 0 <= dim < len(z)]:
+        raise ValueError(f"dims holds {wrong[0]}; those of z are 0 to {len(z) - 1}")
+    path = np.tile(z, (len(dims), len(values), 1))
+    for row, dim in zip(path, dims, strict=True):
+        row[:, dim] = values
+    images = decode(path.reshape(-1, len(z)))  # (dims, values, d) -> (dims*values, h, w, c)
+    return image_grid(images, len(values), pad=pad, scale=scale)
+
+
+def picture_encodings(
+    model: Model,
+    posterior: Callable[..., tuple[Any, Any]],
+    originals: Callable[[int], dict[str, Any]],
+    *,
+    scale: int = 1,
+) -> dict[str, np.ndarray]:
+    """Picture what an autoencoder makes of held-out images, and what lies about their latents.
+
+    Args:
+        model: whose `draw` takes `image`, or `z` (n, d), in its condition, `label` if there are
+            classes, and an option `temperature`.
+        posterior: `(params, batch) -> (mu, logvar)`, each (n, d), such as
+            `tasks.vae.posterior` makes.
+        originals: `(n) -> cond` of n held-out images; an experiment's.
+        scale: each pixel becomes a square of this side.
+
+    Returns:
+        `reconstructions`, each at the right of its original; `interpolation`, eight rows from one
+        image's latent to another's, under the left one's label; `traverse`, a row for each of at
+        most ten dimensions, those of the largest divergence from the prior first, about the first
+        image. Images are (H, W, 3) uint8.
+    """
+    cond = originals(50)
+    mu, logvar = (np.asarray(x) for x in posterior(model.params, cond))
+    divergence = (mu**2 + np.expm1(logvar) - logvar).mean(axis=0)
+
+    def decode(z: np.ndarray, first: int) -> Any:
+        """Decode rows of latents, under the labels of the `first` images."""
+        label = {k: np.repeat(x[:first], len(z) // first) for k, x in cond.items() if k == "label"}
+        return model.draw(len(z), {"z": z, **label})
+
+    drawn = model.draw(50, cond, temperature=0.0)
+    return {
+        "reconstructions": image_grid(side_by_side(cond["image"], drawn), 10, scale=scale),
+        "interpolation": interpolation_grid(
+            lambda z: decode(z, 8), mu[:8], mu[8:16], 10, scale=scale
+        ),
+        "traverse": traverse(
+            lambda z: decode(z, 1), mu[0], np.argsort(-divergence)[:10], scale=scale
+        ),
+    }
 
 
 def picture_latents(

@@ -92,6 +92,23 @@ def image_grid(
     return np.pad(grid, ((0, pad), (0, pad), (0, 0)), constant_values=background)
 
 
+def side_by_side(*images: Any) -> np.ndarray:
+    """Return images of one thing after another: the first of each, then the second, and so on.
+
+    Args:
+        *images: k times (n, h, w, c), such as originals and their reconstructions; grey ones
+            become coloured where others are.
+
+    Returns:
+        (n*k, h, w, c), for `image_grid` with a multiple of k columns.
+
+    >>> side_by_side(np.zeros((3, 8, 8, 1)), np.ones((3, 8, 8, 1)))[:, 0, 0, 0].tolist()
+    [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    """
+    together = np.stack(np.broadcast_arrays(*map(np.asarray, images)), 1)  # -> (n, k, h, w, c)
+    return together.reshape(-1, *together.shape[2:])
+
+
 def neighbour_grid(
     samples: Any, references: Any, index: Any, *, pad: int = 2, scale: int = 1
 ) -> np.ndarray:

@@ -271,8 +271,8 @@ def bits_per_dim(
     kind: f.Kind = "eps",
     learned_variance: bool = False,
     terms: int | None = None,
-) -> Callable[..., Array]:
-    """Make `(params, stats, batch, keys) -> (b,)`, the variational bound of each example.
+) -> Callable[..., dict[str, Array]]:
+    """Make `(params, stats, batch, keys) -> {"bits_per_dim": (b,)}`: each example's bound.
 
     Args:
         denoiser: as given to `diffusion`, like the next four.
@@ -283,16 +283,17 @@ def bits_per_dim(
         terms: of the bound, drawn one a stratum; all by default.
 
     Returns:
-        The function; its bounds are in bits/dim, on images of 8 bits a value.
+        The function; its variational bounds are in bits/dim, on images of 8 bits a value.
     """
     variance = "learned" if learned_variance else "small"
 
-    def bound(params: Any, stats: Any, batch: Batch, keys: Array) -> Array:
+    def bound(params: Any, stats: Any, batch: Batch, keys: Array) -> dict[str, Array]:
         cond = {"label": batch["label"]} if classes else {}
         predict = predictor(denoiser, schedule, params, cond, classes=classes, kind=kind)
-        return f.variational_bound(
+        bits = f.variational_bound(
             predict, schedule, batch["image"], keys, variance=variance, terms=terms
         )
+        return {"bits_per_dim": bits}
 
     return bound
 

@@ -24,7 +24,7 @@ from aigc_jax.core.keys import stream
 from aigc_jax.core.parallel import make_mesh, put_batch, shardings
 from aigc_jax.core.shapes import batch_size
 from aigc_jax.core.types import Experiment, Model, State
-from aigc_jax.files import read_png, write_gif, write_json, write_png
+from aigc_jax.files import read_png, write_gif, write_json, write_shown
 from aigc_jax.train.checkpoint import Checkpoints
 from aigc_jax.train.compile import jit_init, jit_step, pmap_step
 from aigc_jax.train.log import Log
@@ -323,17 +323,15 @@ class _Run(NamedTuple):
         if self.experiment.picture is None:
             return
         step, samples = int(state.step), self.out / "samples"
-        for stem, picture in self.experiment.picture(self.model(state)).items():
+        for name, shown in self.experiment.picture(self.model(state)).items():
             if jax.process_index() != 0:
                 continue
-            if np.ndim(picture) == 4:
-                write_gif(samples / f"{stem}-{step:06}.gif", picture)
-                self.log.picture(step, stem, picture[0])
-            else:
-                write_png(samples / f"{stem}-{step:06}.png", picture)
-                self.log.picture(step, stem, picture)
-                if last:
-                    self._film(samples / f"{stem}.gif")
+            write_shown(samples, name, shown, f"-{step:06}")
+            if isinstance(shown, str | bytes):
+                continue
+            self.log.picture(step, name, shown[0] if np.ndim(shown) == 4 else shown)
+            if last and np.ndim(shown) < 4:
+                self._film(samples / f"{name}.gif")
 
     def _film(self, film: Path) -> None:
         """Make a film of the pictures of one stem, those before a resumption among them."""

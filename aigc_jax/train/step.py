@@ -104,12 +104,12 @@ def make_step(task: Task, *, seed: int, axis: str | None = None, accumulate: int
     for name, decay in task.average.items():
         if not 0 <= decay <= 1:
             raise ValueError(f"average[{name!r}]={decay} must lie in [0, 1]")
-    mode = Mode(train=True, axis=axis)
 
     def descend(phase: Phase, state: State, batch: Batch, index: Array) -> tuple[State, Metrics]:
         key = jax.random.fold_in(stream(seed, phase.name), state.step)
         trained = {n: state.params[n] for n in phase.trains}
         moments = phase.optimiser or phase.name
+        mode = Mode(train=True, axis=axis, step=state.step)
 
         def sums(trained: dict[str, Any], batch: Batch, index: Array) -> tuple[Array, Any]:
             keys = example_keys(key, index)

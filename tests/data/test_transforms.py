@@ -5,6 +5,7 @@ import pytest
 from aigc_jax.data.transforms import (
     Address,
     Addressed,
+    binarise,
     chain,
     flip,
     normalise,
@@ -82,6 +83,41 @@ def test_flip_does_not_depend_on_how_a_batch_is_split():
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
+def test_binarised_pixels_are_white_as_often_as_their_level_says():
+    n = 4096
+    image = np.broadcast_to(LEVELS, (n, 16, 16, 1))
+    drawn = binarise({"image": image}, Address(0, np.arange(n)))["image"]
+    assert drawn.dtype == np.float32 and set(np.unique(drawn)) == {-1.0, 1.0}
+    white, p = (drawn == 1).mean(0), LEVELS[0] / 255
+    assert white[0, 0, 0] == 0 and white[-1, -1, 0] == 1  # black stays black, and white white
+    deviation = np.sqrt(p * (1 - p) / n)
+    assert (np.abs(white - p) <= 5 * deviation).all()
+    # Pixels of an image, and images, are independent: these correlations scatter by 1/√n.
+    grey = np.delete(drawn.reshape(n, 256), [0, 255], axis=1)
+    of_pixels = np.corrcoef(grey.T) - np.eye(254)
+    assert np.abs(of_pixels).max() < 6 / np.sqrt(n)
+    noise = (grey - grey.mean(0)) / grey.std(0)
+    assert abs((noise[1:] * noise[:-1]).mean()) < 5 / np.sqrt(noise[1:].size)
+
+
+def test_binarising_depends_on_the_address_alone():
+    image = np.full((64, 4, 4, 3), 128, np.uint8)
+    position = np.arange(1000, 1064)
+    whole = binarise({"image": image}, Address(5, position))["image"]
+    half = binarise({"image": image[:32]}, Address(5, position[32:]))["image"]
+    np.testing.assert_array_equal(whole[32:], half)
+    for other in (Address(6, position), Address(5, position + 64)):  # another seed, another epoch
+        agreement = (binarise({"image": image}, other)["image"] == whole).mean()
+        assert abs(agreement - 0.5) < 5 * 0.5 / np.sqrt(image.size)
+
+
+def test_the_finaliser_is_murmurs():
+    # The hashes of no bytes under the seeds 1 and 2³² − 1, which are the finaliser alone.
+    from aigc_jax.data.transforms import _mix
+
+    assert _mix(np.array([0, 1, 2**32 - 1], np.uint32)).tolist() == [0, 0x514E28B7, 0x81F16F39]
+
+
 def test_random_bits_differ_by_seed_name_and_position():
     position = np.arange(20_000)
     one = random_bits(Address(0, position), "flip")
@@ -113,6 +149,10 @@ def test_transforms_in_jax_are_those_on_the_host():
     device = jax.jit(levels)({"image": rgba}, drawn)["image"]
     assert device.dtype == np.uint8
     np.testing.assert_array_equal(device, levels({"image": rgba}, address)["image"])
+    drawn = Addressed(drawn.index, {"binarise": address.bits("binarise")})
+    device = jax.jit(binarise)({"image": rgba}, drawn)["image"]
+    assert device.dtype == np.float32
+    np.testing.assert_array_equal(device, binarise({"image": rgba}, address)["image"])
     device = jax.jit(normalise)({"image": LEVELS})["image"]
     np.testing.assert_allclose(device, normalise({"image": LEVELS})["image"], rtol=0, atol=1.2e-7)
 

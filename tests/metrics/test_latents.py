@@ -6,9 +6,11 @@ from aigc_jax.core.types import Model
 from aigc_jax.metrics.latents import (
     interpolation_film,
     interpolation_grid,
+    picture_encodings,
     picture_latents,
     slerp,
     sweep,
+    traverse,
 )
 
 
@@ -156,3 +158,65 @@ def test_a_models_latents_are_pictured_with_their_labels(classes):
     drawn = pictures["truncation"][2::10, 2::10, 0].astype(int)  # a pixel of each image
     assert list(np.ptp(drawn, axis=1)) == sorted(np.ptp(drawn, axis=1))
     assert np.ptp(drawn[0]) < np.ptp(drawn[-1])
+
+
+def test_a_traverse_changes_one_dimension_a_row():
+    seen = []
+
+    def decode(z):
+        seen.append(z)
+        return shade(z)
+
+    z, values = np.array([0.5, -0.25, 0.0]), (-1.0, 0.0, 1.0)
+    grid = traverse(decode, z, (2, 0), values, pad=0)
+    assert grid.shape == (2 * 2, 3 * 3, 3)
+    path = seen[0].reshape(2, 3, 3)
+    assert_array_equal(path[0], [[0.5, -0.25, value] for value in values])
+    assert_array_equal(path[1], [[value, -0.25, 0.0] for value in values])
+    assert_allclose(levels(grid, 3), [[191, 191, 191], [0, 128, 255]], atol=1)
+    with pytest.raises(ValueError, match=r"^dims holds 3; those of z are 0 to 2$"):
+        traverse(decode, z, (1, 3))
+    with pytest.raises(ValueError, match=r"^z has shape \(1, 3\); it must be \(d,\)$"):
+        traverse(decode, z[None], (1,))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_encodings_are_pictured_beside_their_originals(labelled):
+    """Of an autoencoder whose latent is the level of an image, and dimensions that say nothing."""
+
+    def originals(n):
+        level = np.linspace(-1, 1, n, dtype=np.float32)
+        image = level[:, None, None, None] * np.ones((2, 3, 1), np.float32)
+        return {"image": image} | ({"label": np.arange(n) % 3} if labelled else {})
+
+    def encode(params, batch):
+        mu = np.zeros((len(batch["image"]), 12), np.float32)
+        mu[:, 7] = batch["image"][:, 0, 0, 0]
+        return mu, np.zeros_like(mu)
+
+    asked = []
+
+    def draw(n, cond, temperature=None):
+        assert ("label" in cond) == labelled
+        if "z" in cond:
+            asked.append(cond)
+            return shade(cond["z"][:, 7:])
+        assert temperature == 0.0
+        return cond["image"]
+
+    pictures = picture_encodings(Model({}, {}, draw), encode, originals)
+    pairs = pictures["reconstructions"][2::4, 2::5, 0]
+    assert_array_equal(pairs[:, ::2], pairs[:, 1::2])
+    assert pairs.shape == (10, 10) and len(np.unique(pairs)) == 50
+    rows = pictures["interpolation"][2::4, 2::5, 0]
+    expected = np.rint((np.linspace(-1, 1, 50)[:16] + 1) * 127.5)
+    assert_allclose(rows[:, 0], expected[:8], atol=1)
+    assert_allclose(rows[:, -1], expected[8:], atol=1)
+    assert pictures["traverse"].shape == (10 * 4 + 2, 7 * 5 + 2, 3)
+    # The dimension that says something comes first.
+    assert np.ptp(pictures["traverse"][2::4, 2::5, 0].astype(int), axis=1).tolist() == [255] + 9 * [
+        0
+    ]
+    if labelled:
+        assert_array_equal(asked[0]["label"], np.repeat(np.arange(8) % 3, 10))
+        assert_array_equal(asked[1]["label"], 70 * [0])

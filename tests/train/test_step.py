@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from aigc_jax.core.keys import example_keys, normal, stream
-from aigc_jax.core.types import Mean, Mode, Out, Phase, Task
+from aigc_jax.core.types import Mean, Out, Phase, Task
 from aigc_jax.train.step import averaged, init, make_step
 
 SEED = 5
@@ -521,7 +521,7 @@ def test_loss_is_told_how_it_is_evaluated():
 
     task = make_task(Phase("fit", ("a",), loss, optax.sgd(0.1)))
     jax.eval_shape(make_step(task, seed=SEED), begin(task), make_batch())
-    assert set(modes) == {Mode(train=True, axis=None)}
+    assert {(mode.train, mode.axis) for mode in modes} == {(True, None)}
 
 
 # Types
@@ -555,3 +555,19 @@ def test_bfloat16_computes_and_float32_remembers():
     # Updates too small for bfloat16 to hold are kept.
     kernel = np.asarray(state.params["a"]["kernel"])
     assert (kernel != kernel.astype(jnp.bfloat16).astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_knows_its_step(accumulate):
+    def annealed(params, stats, batch, keys, mode):
+        value = jnp.sum(params["a"]["w"]) * jnp.ones(len(keys)) * mode.step
+        return Out(value, jnp.ones(len(keys)), metrics={"step": jnp.ones(len(keys)) * mode.step})
+
+    task = make_task(Phase("a", ("a",), annealed, optax.sgd(1.0)))
+    state, step = begin(task), compiled(task, accumulate=accumulate)
+    for i in range(3):
+        before = state.params["a"]["w"]
+        state, metrics = step(state, make_batch())
+        mean = metrics["a/step"]
+        assert mean.total / mean.weight == i
+        np.testing.assert_allclose(before - state.params["a"]["w"], i, rtol=1e-6)
