@@ -1,6 +1,6 @@
 """Attention, through `jax.nn.dot_product_attention` so that a GPU gets its fused kernel.
 
-On a CPU plain attention is written out: a U-Net then samples 1.13 times as fast.
+On a CPU plain and masked attention is written out: a U-Net then samples 1.13 times as fast.
 """
 
 import functools
@@ -22,24 +22,33 @@ def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
         q: (b, t, heads, d).
         k: (b, s, heads, d).
         v: (b, s, heads, d).
-        **kwargs: `bias`, `mask`, `is_causal`, … of `jax.nn.dot_product_attention`.
+        **kwargs: `bias`, `mask`, `is_causal`, … of `jax.nn.dot_product_attention`. Every query must
+            be let see a key.
 
     Returns:
         (b, t, heads, d).
     """
     chex.assert_rank([q, k, v], 4)
     chex.assert_equal_shape([k, v])
-    if jax.default_backend() == "cpu" and not kwargs and q.shape[2] == k.shape[2]:
-        return _attend_on_cpu(q, k, v)
+    written = not kwargs.keys() - {"mask", "is_causal"} and q.shape[2] == k.shape[2]
+    if jax.default_backend() == "cpu" and written:
+        return _attend_on_cpu(q, k, v, **kwargs)
     kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1])
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **kwargs)
 
 
-def _attend_on_cpu(q: Array, k: Array, v: Array) -> Array:
+def _attend_on_cpu(
+    q: Array, k: Array, v: Array, mask: Array | None = None, is_causal: bool = False
+) -> Array:
     """Attend, dividing by the softmax's sum last, where there is least to divide."""
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (b, t, heads, d) -> (b, heads, t, d)
     product = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
     scores = product(q * q.shape[-1] ** -0.5, k, (((3,), (3,)), ((0, 1), (0, 1))))
+    if is_causal:
+        past = jnp.tri(*scores.shape[2:], dtype=bool)
+        mask = past if mask is None else mask & past
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
     y = product(weights.astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))))
     y = (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
