@@ -30,7 +30,7 @@ class Levels(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions around an embedding, with a skip.
+    """Two 3×3 convolutions around an embedding, if there is one, with a skip.
 
     Attributes:
         channels: of the output.
@@ -50,8 +50,8 @@ class ResidualBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
-        """Map (b, h, w, c) and an embedding (b, e) to (b, h', w', channels)."""
+    def __call__(self, x: Array, emb: Array | None, train: bool) -> Array:
+        """Map (b, h, w, c) and an embedding (b, e), or None, to (b, h', w', channels)."""
         conv = lambda name, init: Conv(
             self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=name
         )
@@ -60,14 +60,17 @@ class ResidualBlock(nn.Module):
 
         y = nn.silu(self.norm(x.shape[-1], self.dtype, name="norm1")(x))
         y = checkpoint_name(conv("conv1", ddpm_init)(change(y)), "convolution")
-        emb = dense("embed", self.channels * (1 + self.scale_shift))(nn.silu(emb))
-        emb = emb[:, None, None, :]  # (b, e) -> (b, 1, 1, e)
         norm2 = self.norm(self.channels, self.dtype, name="norm2")
-        if self.scale_shift:
-            scale, shift = jnp.split(emb, 2, -1)
-            y = norm2(y) * (1 + scale) + shift
+        if emb is None:
+            y = norm2(y)
         else:
-            y = norm2(y + emb)
+            of_emb = dense("embed", self.channels * (1 + self.scale_shift))(nn.silu(emb))
+            of_emb = of_emb[:, None, None, :]  # (b, e) -> (b, 1, 1, e)
+            if self.scale_shift:
+                scale, shift = jnp.split(of_emb, 2, -1)
+                y = norm2(y) * (1 + scale) + shift
+            else:
+                y = norm2(y + of_emb)
         y = nn.Dropout(self.dropout)(nn.silu(y), deterministic=not train)
         y = conv("conv2", zeros)(y)  # the block starts as its skip
 

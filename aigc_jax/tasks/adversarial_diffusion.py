@@ -100,35 +100,22 @@ def adversarial_diffusion(
         return plain._replace(phases=(Phase("denoiser", ("denoiser",), loss, tx),))
 
     classes = getattr(discriminator, "classes", 0)
-    judge = judge_images(discriminator, classes)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         params, _ = plain.init(key, batch)
         label = batch["label"] if classes else None
         variables = discriminator.init(jax.random.fold_in(key, 1), batch["image"], label)
-        network, params["discriminator"] = pop(variables, "params")
-        refuse_batch_norm(penalties, network)
-        return params, {
-            "denoiser": {},
-            "discriminator": {"network": network, "trained": jnp.zeros(())},
-        }
+        stats, params["discriminator"] = pop(variables, "params")
+        refuse_batch_norm(penalties, stats)
+        return params, {"denoiser": {}, "discriminator": stats}
 
     def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
         x0, value, metrics = predict(params, batch, keys, mode)
-        image = jnp.clip(x0, -1, 1)
-        # No gradient passes back from a judge that has learned nothing yet.
-        trained = stats["discriminator"]["trained"] > 0
-        image = jnp.where(trained, image, jax.lax.stop_gradient(image))
-        return Fake(image, stats["denoiser"], value, metrics)
-
-    def discriminate(params: Any, stats: Any, x: Array, batch: Batch, mode: Mode) -> Any:
-        logits, network = judge(params, stats["network"], x, batch, mode)
-        # Only the discriminator's own phase keeps this, once it has run.
-        return logits, {"network": network, "trained": jnp.ones(())}
+        return Fake(jnp.clip(x0, -1, 1), stats["denoiser"], value, metrics)
 
     phases = adversarial_phases(
         generate,
-        discriminate,
+        judge_images(discriminator, classes),
         losses,
         tx,
         discriminator_tx,

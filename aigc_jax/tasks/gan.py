@@ -192,7 +192,7 @@ def adversarial_phases(
         weight: of the adversary's loss beside the generator's own.
         penalties: on the discriminator's gradients.
         n_critic: steps of the discriminator for one of the generator.
-        start: the first step on which the discriminator trains.
+        start: the first step on which the discriminator trains. Before, its verdict moves nothing.
         augment: `(images, keys) -> images`, of all that the discriminator sees.
         simultaneous: both descend from one pass of the generator.
 
@@ -241,9 +241,13 @@ def adversarial_phases(
         metrics = {"real": mean_flat(on_real), "fake": mean_flat(on_fake), **paid}
         return Out(value, jnp.ones_like(value), {"discriminator": stats}, metrics)
 
-    def of_generator(judge: Any, real: Array, fake: Fake) -> Out:
+    def of_generator(judge: Any, real: Array, fake: Fake, mode: Mode) -> Out:
+        image = fake.image
+        if start and mode.step is not None:
+            # No gradient passes back from a judge that has learned nothing yet.
+            image = jnp.where(mode.step >= start, image, jax.lax.stop_gradient(image))
         on_real, stats = judge(real)
-        on_fake, _ = judge(fake.image, stats)
+        on_fake, _ = judge(image, stats)
         adversary = losses.generator(on_real, on_fake)
         metrics = dict(fake.metrics)
         if metrics:
@@ -258,7 +262,8 @@ def adversarial_phases(
 
     def generator_loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
         fake = generate(params, stats, batch, fold(keys, 0), mode)
-        return of_generator(critic(params, stats, batch, keys, mode), batch["image"], fake)
+        judge = critic(params, stats, batch, keys, mode)
+        return of_generator(judge, batch["image"], fake, mode)
 
     def game_loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
         fake, real = generate(params, stats, batch, fold(keys, 0), mode), batch["image"]
@@ -266,7 +271,7 @@ def adversarial_phases(
         # What the two sides compute alike, the compiler computes once.
         judge = critic(params, stats, batch, keys, mode)
         d = of_discriminator(judge, real, jax.lax.stop_gradient(fake.image), keys)
-        g = of_generator(critic(frozen, stats, batch, keys, mode), real, fake)
+        g = of_generator(critic(frozen, stats, batch, keys, mode), real, fake, mode)
         metrics = d.metrics | g.metrics | {"discriminator": d.loss, generator: g.loss}
         return Out(d.loss + g.loss, d.weight, d.stats | g.stats, metrics)
 
