@@ -139,9 +139,15 @@ def test_an_identity_holds_defaults_and_changes_with_them():
         ("r3gan_cifar10", {"data": "cifar10_jpeg"}, (256, 32, 32, 3)),
         ("stylegan2_cifar10", {"data": "cifar10_jpeg"}, (64, 32, 32, 3)),
         ("dcgan_emoji", {}, (64, 64, 64, 3)),
+        ("vae_mnist", {"binarised": True}, (128, 28, 28, 1)),
+        ("beta_vae_mnist", {}, (128, 28, 28, 1)),
+        ("conv_vae_mnist", {}, (128, 28, 28, 1)),
+        ("cvae_mnist", {}, (128, 28, 28, 1)),
+        ("vqvae_mnist", {}, (64, 28, 28, 1)),
+        ("autoencoder_kl_cifar10", {}, (32, 32, 32, 3)),
     ],
 )
-def test_the_networks_of_gan_experiments_fit_their_data(name, arguments, shape):
+def test_the_networks_of_experiments_fit_their_data(name, arguments, shape):
     experiment = load(name)(**arguments)
     task, batch = experiment.task, experiment.data(0)[0]
     assert batch["image"].shape == shape

@@ -21,22 +21,33 @@ from aigc_jax.functional.adversarial import (
     gradient_penalty,
     r1,
 )
+from aigc_jax.functional.likelihood import DISCRETISED_LOGISTIC
 from aigc_jax.models import dcgan, mlp_gan
 from aigc_jax.models import stylegan2 as stylegan2_networks
+from aigc_jax.models import vqvae as vqvae_networks
+from aigc_jax.models.conv_vae import ConvDecoder, ConvEncoder
 from aigc_jax.models.convnet import ConvNet
+from aigc_jax.models.gpt import GPT
+from aigc_jax.models.music_vae import MusicDecoder, MusicEncoder
 from aigc_jax.models.patchgan import PatchGAN
 from aigc_jax.models.pix2pix import UNetGenerator
+from aigc_jax.models.text_vae import TextDecoder, TextEncoder
 from aigc_jax.models.unet import UNet
 from aigc_jax.models.vae import MLPDecoder, MLPEncoder
+from aigc_jax.nn.quantizer import VectorQuantizer
 from aigc_jax.tasks.adversarial_diffusion import adversarial_diffusion
+from aigc_jax.tasks.autoencoder_kl import autoencoder_kl
 from aigc_jax.tasks.classifier import classifier
 from aigc_jax.tasks.diffusion import diffusion
 from aigc_jax.tasks.gan import Penalty, gan
+from aigc_jax.tasks.music_vae import music_vae
 from aigc_jax.tasks.pix2pix import pix2pix
 from aigc_jax.tasks.stylegan2 import stylegan2
+from aigc_jax.tasks.text_vae import text_vae
 from aigc_jax.tasks.vae import vae
+from aigc_jax.tasks.vqvae import vqvae
 from aigc_jax.train.compile import jit_step, pmap_step
-from aigc_jax.train.step import init, make_step
+from aigc_jax.train.step import init
 
 SEED, STEPS, BATCH = 3, 6, 8
 
@@ -52,6 +63,71 @@ def classifier_task() -> Task:
 
 def vae_task() -> Task:
     return vae(MLPEncoder(4, 16), MLPDecoder((8, 8, 1), 16), optax.sgd(0.01), latent=4)
+
+
+def conv_vae_task() -> Task:
+    networks = (
+        ConvEncoder(4, (4, 8), 8, classes=3),
+        ConvDecoder((8, 8, 1), (8, 4), 8, DISCRETISED_LOGISTIC.outputs, classes=3),
+    )
+    return vae(
+        *networks,
+        optax.sgd(1e-3),
+        latent=4,
+        likelihood=DISCRETISED_LOGISTIC,
+        beta=optax.linear_schedule(0.0, 1.0, 4),
+        free_bits=0.1,
+        classes=3,
+    )
+
+
+def vqvae_task() -> Task:
+    networks = (
+        vqvae_networks.Encoder(4, 8, 4, 1),
+        VectorQuantizer(8, 4, restart=1 / 4),
+        vqvae_networks.Decoder(1, 8, 4, 1),
+    )
+    prior = GPT(8, 4, 1, 2, 8, classes=3)
+    return vqvae(
+        *networks,
+        optax.sgd(0.05),
+        data_variance=0.3,
+        prior=prior,
+        prior_tx=optax.sgd(0.05),
+        prior_start=2,
+        grid=(2, 2),
+        classes=3,
+    )
+
+
+def autoencoder_kl_task() -> Task:
+    networks, tx = (MLPEncoder(4, 16), MLPDecoder((8, 8, 1), 16)), optax.sgd(0.1)
+    options: dict[str, Any] = {"beta": 0.01, "weight": 0.1, "start": 2, "decay": 0.9}
+    return autoencoder_kl(*networks, PatchGAN((8,), norm="none"), tx, tx, shape=(4,), **options)
+
+
+def text_vae_task() -> Task:
+    # Dropout draws by each example's own key, so it may be live.
+    networks = TextEncoder(8, 4, 8, 4), TextDecoder(8, 8, 4, dropout=0.3)
+    return text_vae(
+        *networks,
+        optax.sgd(0.1),
+        latent=4,
+        length=6,
+        start=1,
+        end=2,
+        unk=3,
+        beta=optax.linear_schedule(0.0, 1.0, STEPS),
+        free_bits=0.5,
+        word_dropout=0.3,
+    )
+
+
+def music_vae_task() -> Task:
+    encoder = MusicEncoder(4, 12, embedding=4, hidden=8, part=2)
+    decoder = MusicDecoder(2, 2, 4, 12, embedding=4, hidden=8)
+    beta, tx = optax.linear_schedule(0.0, 0.2, 4), optax.sgd(0.02)
+    return music_vae(encoder, decoder, tx, latent=4, beta=beta, free_bits=0.1, dropout=0.25)
 
 
 def gan_task(simultaneous: bool = False) -> Task:
@@ -112,6 +188,11 @@ TASKS = {
     "diffusion": diffusion_task,
     "classifier": classifier_task,
     "vae": vae_task,
+    "conv_vae": conv_vae_task,
+    "vqvae": vqvae_task,
+    "autoencoder_kl": autoencoder_kl_task,
+    "text_vae": text_vae_task,
+    "music_vae": music_vae_task,
     "gan": gan_task,
     "gan_simultaneous": functools.partial(gan_task, simultaneous=True),
     "wgan_gp": wgan_gp_task,
@@ -126,21 +207,25 @@ LAYOUTS = ("jit4", "pmap4", "fsdp4", "accumulate2", "accumulate2x4")
 BATCH_NORM = ("classifier", "gan", "gan_simultaneous", "pix2pix", "stylegan2")
 # What other cases hold as well.
 SPARED = {
-    ("gan_simultaneous", "fsdp4"),
-    ("wgan_gp", "accumulate2"),
-    ("gan_lazy", "accumulate2"),
-    ("pix2pix", "jit4"),
-    ("pix2pix", "fsdp4"),
-    ("adversarial_diffusion", "jit4"),
-    ("adversarial_diffusion", "fsdp4"),
-    ("adversarial_diffusion", "accumulate2"),
-    ("stylegan2", "jit4"),
+    "diffusion": ("jit4", "accumulate2"),
+    "conv_vae": ("jit4", "fsdp4", "accumulate2"),
+    "vqvae": ("jit4", "accumulate2"),
+    "autoencoder_kl": ("jit4", "fsdp4", "accumulate2"),
+    "text_vae": ("jit4", "fsdp4", "accumulate2"),
+    "music_vae": ("jit4", "accumulate2"),
+    "gan_simultaneous": ("fsdp4",),
+    "wgan_gp": ("accumulate2",),
+    "gan_lazy": ("accumulate2",),
+    "pix2pix": ("jit4", "fsdp4"),
+    "adversarial_diffusion": ("jit4", "fsdp4", "accumulate2"),
+    "stylegan2": ("jit4", "fsdp4"),
 }
 CASES = [
     (name, layout)
     for name in TASKS
     for layout in LAYOUTS
-    if not (name in BATCH_NORM and layout.startswith("accumulate")) and (name, layout) not in SPARED
+    if not (name in BATCH_NORM and layout.startswith("accumulate"))
+    and layout not in SPARED.get(name, ())
 ]
 
 
@@ -148,7 +233,11 @@ def batch(step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(step)
     image = rng.uniform(-1, 1, (BATCH, 8, 8, 1)).astype(np.float32)
     label = rng.integers(0, 3, BATCH, np.int32)
-    return {"image": image, "label": label, "source": image[:, ::-1]}
+    pitches = rng.integers(0, 12, (BATCH, 4, 4), np.int32)
+    tokens = rng.integers(4, 8, (BATCH, 6), np.int32)
+    mask = (np.arange(6) < rng.integers(1, 7, (BATCH, 1))).astype(np.float32)
+    columns = {"pitches": pitches, "tokens": tokens, "mask": mask}
+    return {"image": image, "label": label, "source": image[:, ::-1], **columns}
 
 
 def train(task: Task, start: State, layout: str) -> tuple[State, list]:
@@ -158,20 +247,24 @@ def train(task: Task, start: State, layout: str) -> tuple[State, list]:
     else:
         devices = jax.devices()[: 4 if layout in ("jit4", "fsdp4", "accumulate2x4") else 1]
         mesh = make_mesh(devices, fsdp=4 if layout == "fsdp4" else 1)
-        accumulate = 2 if layout.startswith("accumulate2") else 1
-        step, put = (
-            jit_step(task, mesh, seed=SEED, accumulate=accumulate),
-            lambda x: put_batch(x, mesh),
+        step = jit_step(
+            task, mesh, seed=SEED, accumulate=2 if layout.startswith("accumulate2") else 1
         )
+        put = lambda x: put_batch(x, mesh)
         state = put_state(state, mesh)
-    history = []
-    for i in range(STEPS):
-        state, metrics = step(state, put(batch(i)))
-        history.append(metrics)
+    state, history = run(step, state, [put(batch(i)) for i in range(STEPS)])
     if layout == "fsdp4":
         sharded = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
         assert len(sharded) > len(jax.tree.leaves(state.params)) / 2
     return jax.device_get(state), jax.device_get(history)
+
+
+def run(step: Any, state: State, batches: list) -> tuple[State, list]:
+    history = []
+    for one in batches:
+        state, metrics = step(state, one)
+        history.append(metrics)
+    return state, history
 
 
 @functools.cache
@@ -183,7 +276,19 @@ def start(name: str) -> State:
 
 @functools.cache
 def reference(name: str) -> tuple[State, list]:
-    return train(TASKS[name](), start(name), "jit1")
+    """Train on one device, where the step also compiles once, donates, and never calls the host."""
+    mesh = make_mesh(jax.devices()[:1])
+    step = jit_step(TASKS[name](), mesh, seed=SEED)
+    state = put_state(jax.tree.map(jnp.asarray, start(name)), mesh)
+    first = jax.tree.leaves(state.params)[0]
+    batches = [put_batch(batch(i), mesh) for i in range(STEPS)]
+    # A CPU may not enforce the guard on what leaves the device, as a callback would.
+    assert "callback" not in str(step.trace(state, batches[0]).jaxpr)
+    with jax.transfer_guard("disallow"):
+        state, history = run(step, state, batches)
+    assert step._cache_size() == 1
+    assert first.is_deleted()
+    return jax.device_get(state), jax.device_get(history)
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
@@ -193,6 +298,7 @@ def test_layout_does_not_matter(name, layout):
     chex.assert_trees_all_close(state, expected, atol=1e-4, rtol=0)
     chex.assert_trees_all_close(metrics, expected_metrics, atol=1e-4, rtol=1e-4)
     assert state.step == STEPS
+    assert all(np.isfinite(m).all() for m in jax.tree.leaves(metrics))
 
 
 @pytest.mark.parametrize(
@@ -224,23 +330,3 @@ def test_several_steps_a_call_are_those_steps(name, compiler):
     expected, expected_metrics = reference(name)
     chex.assert_trees_all_close(jax.device_get(state), expected, atol=1e-6, rtol=1e-6)
     chex.assert_trees_all_close(jax.device_get(history), expected_metrics, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_step_traces_once_and_donates(name):
-    task = TASKS[name]()
-    chex.clear_trace_counter()
-    step = jax.jit(chex.assert_max_traces(make_step(task, seed=SEED), n=1), donate_argnums=0)
-    state = jax.tree.map(jnp.asarray, start(name))
-    first = jax.tree.leaves(state.params)[0]
-    batches = [jax.device_put(batch(i)) for i in range(2)]
-    # A CPU may not enforce the guard on what leaves the device, as a callback would.
-    assert "callback" not in str(jax.make_jaxpr(make_step(task, seed=SEED))(state, batches[0]))
-    with jax.transfer_guard("disallow"):
-        for one in batches:
-            state, metrics = step(state, one)
-    assert first.is_deleted()
-    assert all(
-        jnp.isfinite(m.total)
-        for m in jax.tree.leaves(metrics, is_leaf=lambda x: hasattr(x, "total"))
-    )

@@ -49,12 +49,14 @@ HEAVY = {
     "array_record",
     "grain",
     "matplotlib",
+    "mido",
     "orbax",
     "rich",
     "sklearn",
     "soundfile",
     "tensorboardX",
     "tensorflow_datasets",
+    "tokenizers",
     "tyro",
 }
 LIGHT_ROOMS = ("core", "functional", "samplers", "nn", "models", "tasks")
