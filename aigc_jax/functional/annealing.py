@@ -3,11 +3,36 @@
 A linear warm-up is `optax.linear_schedule(0.0, 1.0, steps)`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.typing import ArrayLike
+
+Weight = float | optax.Schedule
+
+
+def check_weights(**weights: Weight | None) -> None:
+    """Refuse a weight below 0, naming it; what a schedule will say is not known yet.
+
+    Raises:
+        ValueError: as said.
+    """
+    for name, weight in weights.items():
+        if weight is not None and not callable(weight) and not weight >= 0:
+            raise ValueError(f"{name}={weight} must be at least 0")
+
+
+def at_step(weight: Weight, step: Array | None) -> Any:
+    """Return a constant weight, or what a schedule says of a step.
+
+    Example:
+        >>> at_step(0.5, None), float(at_step(optax.linear_schedule(0.0, 1.0, 4), jnp.int32(1)))
+        (0.5, 0.25)
+    """
+    return weight(step) if callable(weight) else weight  # pyright: ignore[reportArgumentType]
 
 
 def cyclical_schedule(period: int, ramp: float = 0.5) -> optax.Schedule:

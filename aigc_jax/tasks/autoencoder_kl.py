@@ -15,6 +15,7 @@ from aigc_jax.core.keys import fold, normal
 from aigc_jax.core.shapes import mean_flat
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.adversarial import HINGE, Losses
+from aigc_jax.functional.annealing import Weight, at_step, check_weights
 from aigc_jax.functional.divergence import gaussian_kl, reparameterise
 from aigc_jax.tasks.gan import Fake, adversarial_phases, judge_images
 
@@ -27,7 +28,7 @@ def autoencoder_kl(
     discriminator_tx: optax.GradientTransformation,
     *,
     shape: tuple[int, ...],
-    beta: float | optax.Schedule = 1e-6,
+    beta: Weight = 1e-6,
     weight: float = 0.01,
     losses: Losses = HINGE,
     start: int = 0,
@@ -67,11 +68,8 @@ def autoencoder_kl(
         ValueError: `beta` or `weight` is negative; when the task is initialised: the latent is not
             of `shape`, or the decoder's images are not of the data's.
     """
-    for name, value in (("beta", beta), ("weight", weight)):
-        if not callable(value) and not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0")
+    check_weights(beta=beta, weight=weight)
     reconstruct = _reconstruct(encoder, decoder)
-    beta_at: Any = beta if callable(beta) else lambda step: beta
     classes = getattr(discriminator, "classes", 0)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -95,7 +93,7 @@ def autoencoder_kl(
     def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
         image, terms = reconstruct(params, batch, keys)
         pixels = math.prod(image.shape[1:])
-        value = terms["l1"] + beta_at(mode.step) * terms["kl"] / pixels
+        value = terms["l1"] + at_step(beta, mode.step) * terms["kl"] / pixels
         return Fake(image, {}, value, terms)
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:

@@ -12,6 +12,7 @@ from jax import Array
 from aigc_jax.core.keys import fold, normal, uniform
 from aigc_jax.core.shapes import mean_flat, sum_flat
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
+from aigc_jax.functional.annealing import Weight, at_step, check_weights
 from aigc_jax.functional.divergence import gaussian_kl, reparameterise
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.music_vae import MusicDecoder
@@ -24,7 +25,7 @@ def music_vae(
     tx: optax.GradientTransformation,
     *,
     latent: int,
-    beta: float | optax.Schedule = 0.2,
+    beta: Weight = 0.2,
     free_bits: float = 48.0,
     dropout: float = 0.0,
 ) -> Task:
@@ -51,9 +52,7 @@ def music_vae(
     Raises:
         ValueError: `beta` or `free_bits` is negative, or `dropout` not in [0, 1).
     """
-    for name, value in (("beta", beta), ("free_bits", free_bits)):
-        if not callable(value) and value < 0:
-            raise ValueError(f"{name}={value} must be at least 0")
+    check_weights(beta=beta, free_bits=free_bits)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must lie in [0, 1)")
 
@@ -68,15 +67,14 @@ def music_vae(
         }, {}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
-        pitches, step = batch["pitches"], mode.step
+        pitches = batch["pitches"]
         mu, logvar = encode(params, batch)
         z, hidden = reparameterise(mu, logvar, fold(keys, 0)), None
         if dropout and mode.train:
             hidden = uniform(fold(keys, 1), pitches.shape[1:]) < dropout
         logits: Any = decoder.apply({"params": params["decoder"]}, z, pitches, hidden)
         reconstruction, kl = categorical_nll(logits, pitches), gaussian_kl(mu, logvar)
-        weight: Any = beta(step) if callable(beta) else beta  # pyright: ignore[reportArgumentType]
-        value = reconstruction + weight * jnp.maximum(kl - free_bits, 0)
+        value = reconstruction + at_step(beta, mode.step) * jnp.maximum(kl - free_bits, 0)
         metrics = {"reconstruction": reconstruction, "kl": kl}
         return Out(value, jnp.ones_like(value), metrics=metrics)
 

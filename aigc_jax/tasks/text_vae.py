@@ -11,6 +11,7 @@ from jax import Array
 
 from aigc_jax.core.keys import fold, normal, uniform
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
+from aigc_jax.functional.annealing import Weight, at_step, check_weights
 from aigc_jax.functional.divergence import free_bits as hold_free
 from aigc_jax.functional.divergence import gaussian_kl, reparameterise
 from aigc_jax.functional.likelihood import categorical_nll
@@ -27,7 +28,7 @@ def text_vae(
     start: int,
     end: int,
     unk: int,
-    beta: float | optax.Schedule = 1.0,
+    beta: Weight = 1.0,
     free_bits: float = 0.0,
     word_dropout: float = 0.0,
 ) -> Task:
@@ -69,10 +70,7 @@ def text_vae(
         raise ValueError(f"{latent=} must be 0 without an encoder, and at least 1 with one")
     if length < 1:
         raise ValueError(f"length={length} must be at least 1")
-    if not callable(beta) and beta < 0:
-        raise ValueError(f"beta={beta} must be at least 0, or a schedule")
-    if free_bits < 0:
-        raise ValueError(f"free_bits={free_bits} must be at least 0 nats")
+    check_weights(beta=beta, free_bits=free_bits)
     if not 0 <= word_dropout <= 1:
         raise ValueError(f"word_dropout={word_dropout} must lie in [0, 1]")
     encode, decode = posterior(encoder), _decoding(decoder, start)
@@ -94,9 +92,8 @@ def text_vae(
             unread = uniform(fold(keys, 1), batch["tokens"].shape[1:]) < word_dropout
         logits = decode(params, z, batch, fold(keys, 2) if mode.train else None, unread, unk)
         reconstruction = categorical_nll(logits, batch["tokens"], batch["mask"])
-        kl, step = gaussian_kl(mu, logvar), mode.step
-        weight: Any = beta(step) if callable(beta) else beta  # pyright: ignore[reportArgumentType]
-        value = reconstruction + weight * hold_free(kl[:, None], free_bits)
+        kl = gaussian_kl(mu, logvar)
+        value = reconstruction + at_step(beta, mode.step) * hold_free(kl[:, None], free_bits)
         metrics = {
             "reconstruction": reconstruction,
             "kl": kl,

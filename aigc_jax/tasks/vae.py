@@ -12,6 +12,7 @@ from jax import Array
 
 from aigc_jax.core.keys import fold, normal
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
+from aigc_jax.functional.annealing import Weight, at_step, check_weights
 from aigc_jax.functional.divergence import capacity_penalty, gaussian_kl_terms, reparameterise
 from aigc_jax.functional.divergence import free_bits as hold_free
 from aigc_jax.functional.likelihood import (
@@ -33,9 +34,9 @@ def vae(
     *,
     latent: int,
     likelihood: Likelihood = BERNOULLI,
-    beta: float | optax.Schedule = 1.0,
+    beta: Weight = 1.0,
     free_bits: float = 0.0,
-    capacity: float | optax.Schedule | None = None,
+    capacity: Weight | None = None,
     gamma: float = 30.0,
     classes: int = 0,
 ) -> Task:
@@ -67,14 +68,7 @@ def vae(
     Raises:
         ValueError: a weight is negative, or `capacity` is given beside `beta` or `free_bits`.
     """
-    for name, value in (
-        ("beta", beta),
-        ("free_bits", free_bits),
-        ("capacity", capacity or 0.0),
-        ("gamma", gamma),
-    ):
-        if not callable(value) and not value >= 0:
-            raise ValueError(f"{name}={value} must be at least 0")
+    check_weights(beta=beta, free_bits=free_bits, capacity=capacity, gamma=gamma)
     if capacity is not None and (beta != 1.0 or free_bits):
         raise ValueError(f"capacity={capacity} goes with neither beta nor free_bits")
     bound = _bound(encoder, decoder, likelihood, classes)
@@ -93,9 +87,9 @@ def vae(
         kl = terms.sum(-1)
         if capacity is None:
             divergence = hold_free(terms, free_bits) if free_bits else kl
-            value = reconstruction + _at(beta, mode) * divergence
+            value = reconstruction + at_step(beta, mode.step) * divergence
         else:
-            value = reconstruction + capacity_penalty(kl, _at(capacity, mode), gamma)
+            value = reconstruction + capacity_penalty(kl, at_step(capacity, mode.step), gamma)
         metrics = {"reconstruction": reconstruction, "kl": kl}
         return Out(value, jnp.ones_like(value), metrics=metrics)
 
@@ -227,9 +221,3 @@ def _bound(
 def _apply(network: nn.Module, params: Any, *args: Array | None) -> Any:
     """Apply a network, to a label as well if there is one."""
     return network.apply({"params": params}, *(x for x in args if x is not None))
-
-
-def _at(value: float | optax.Schedule, mode: Mode) -> Any:
-    """Return a number, or what a schedule of it says of the step."""
-    step: Any = mode.step
-    return value(step) if callable(value) else value

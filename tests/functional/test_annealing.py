@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aigc_jax.functional.annealing import cyclical_schedule, logistic_schedule
+from aigc_jax.functional.annealing import (
+    at_step,
+    check_weights,
+    cyclical_schedule,
+    logistic_schedule,
+)
 
 
 def test_cycles_rise_and_stay_and_start_again():
@@ -26,6 +31,15 @@ def test_a_schedule_takes_the_step_of_a_training(schedule):
     traced = jax.jit(schedule)(jnp.int32(3))
     assert traced.dtype == jnp.float32 and traced.shape == ()
     np.testing.assert_allclose(traced, schedule(3), rtol=1e-6)
+
+
+def test_a_weight_is_itself_or_what_its_schedule_says():
+    assert at_step(0.5, None) == 0.5
+    assert at_step(cyclical_schedule(8), jnp.int32(2)) == 0.5
+    check_weights(beta=0.0, capacity=None, gamma=cyclical_schedule(8))
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=rf"^gamma={bad} must be at least 0$"):
+            check_weights(beta=1.0, gamma=bad)
 
 
 def test_what_is_out_of_range_is_refused():

@@ -193,8 +193,8 @@ def test_without_a_latent_it_is_a_language_model():
         ({"latent": 0}, r"^latent=0 must be 0 without an encoder, and at least 1 with one$"),
         ({"encoder": None}, r"^latent=1 must be 0 without an encoder"),
         ({"length": 0}, r"^length=0 must be at least 1$"),
-        ({"beta": -1.0}, r"^beta=-1.0 must be at least 0, or a schedule$"),
-        ({"free_bits": -1.0}, r"^free_bits=-1.0 must be at least 0 nats$"),
+        ({"beta": -1.0}, r"^beta=-1.0 must be at least 0$"),
+        ({"free_bits": -1.0}, r"^free_bits=-1.0 must be at least 0$"),
         ({"word_dropout": 1.1}, r"^word_dropout=1.1 must lie in \[0, 1\]$"),
     ],
 )
