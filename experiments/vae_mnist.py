@@ -6,7 +6,12 @@
 The second is of 50 epochs. Grey levels are taken for probabilities, so that −ELBO is a bound on the
 cross-entropy; drawn black and white, it is one on −log p, and importance weighting a closer one.
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores, shared. Time: 2.5 minutes for 10 epochs, 10 for 50 and their evaluation.
+Score: −ELBO of the test split 105.7 nats: reconstruction 80.7, divergence 25.0
+
+All 20 dimensions are active. Its samples are soft: Fréchet distance 11.0, where as many real
+training digits score 0.393; precision 0.76 (real 0.88), recall 0.62 (0.87). Binarised, 50 epochs:
+−ELBO 98.5 (71.8 and 26.8); −log p, by 500 draws, 93.4, of the first 1,000 test images 92.4.
 """
 
 from collections.abc import Callable
