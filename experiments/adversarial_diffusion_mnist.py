@@ -3,7 +3,14 @@
     aigc train adversarial_diffusion_mnist
     aigc train adversarial_diffusion_mnist --alpha 0    # the plain one beside it
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core a run, shared. Time: 38 minutes without the judge, 73 with it, of 3,000 steps.
+Score: Fréchet distance 1.54 of its floor in 10 steps (1.42 without the judge); recall 0.65 (0.67)
+
+99.2 % are judged the class asked for, 99.1 % without the judge, which trades variety for fidelity.
+Of 1,000 samples in the features of `classifier_mnist`, with and without it: Fréchet distance 0.606
+and 0.558 (as many real training digits: 0.393), kernel distance 0.0014 and 0.0120 (0.0070),
+precision 0.89 and 0.86 (0.88), recall 0.65 and 0.67 (0.87), density 1.10 and 0.96 (0.93), coverage
+0.35 and 0.32 (0.36). alpha was not tuned.
 """
 
 import functools

@@ -2,10 +2,15 @@
 
     aigc train stacked_mnist --recipe dcgan     # 50 epochs, the published protocol
     aigc train stacked_mnist --recipe r3gan
-    aigc train stacked_mnist --steps 10000      # a tenth of it
+    aigc train stacked_mnist --recipe dcgan --width 32 --steps 10000    # a tenth of it, on a CPU
 
-Published after the whole protocol: DCGAN 78.9 modes and a KL of 4.50; PacGAN 1,000 and 0.06; R3GAN
-1,000 and 0.029. A perfect sampler's KL is 0.0193.
+Hardware: 1 CPU core a run, shared. Time: 50 minutes for a tenth, at 3.5 to 6 steps a second.
+Score: after a tenth, width 32: DCGAN 1,000 modes, KL 0.112; R3GAN's recipe 1,000 modes, KL 0.139
+
+As many real triples score 1,000 modes and a KL of 0.024 by the same judge; a perfect sampler's is
+0.0193. Published after the whole protocol: DCGAN 78.9 modes and a KL of 4.50; PacGAN 1,000 and
+0.06; R3GAN 1,000 and 0.029. Ours has another generator and discriminator than the published DCGAN,
+and did not collapse.
 """
 
 import functools
