@@ -205,7 +205,7 @@ def test_state_has_no_device_axis_under_pmap_and_is_donated():
         new, init(task, stream(SEED, "init"), make_batch())
     )
     assert metrics["fit/loss"].total.shape == ()
-    assert set(modes) == {Mode(train=True, axis="batch")}
+    assert {(mode.train, mode.axis) for mode in modes} == {(True, "batch")}
     again, _ = step(new, make_batch(1))
     assert again.step == 2
     assert jax.tree.leaves(new.params)[0].is_deleted()
