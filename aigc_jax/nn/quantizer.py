@@ -101,7 +101,9 @@ class VectorQuantizer(nn.Module):
                 return jnp.zeros(shape)
             return share * self.width**-0.5 * jax.random.normal(self.make_rng("params"), shape)
 
-        self.frequency = self.variable("codebook", "frequency", jnp.full, (self.codes,), share)
+        self.frequency = self.variable(
+            "codebook", "frequency", lambda: share * jnp.ones(self.codes)
+        )
         self.sums = self.variable("codebook", "sums", sums)
 
     def __call__(self, x: Array, keys: Array | None = None, *, train: bool = False) -> Quantised:
