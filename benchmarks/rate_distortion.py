@@ -1,7 +1,7 @@
 """Plot the rate-distortion curve of trained VAEs: `python -m benchmarks.rate_distortion RUN ...`.
 
     for beta in 0.25 0.5 1 2 4 8 16; do
-      aigc train beta_vae_mnist --beta $beta --out runs/beta-$beta && aigc evaluate runs/beta-$beta
+      aigc train beta_vae_mnist --beta $beta --inner-steps 10 --out runs/beta-$beta
     done
     python -m benchmarks.rate_distortion runs/beta-* --out rate_distortion.png
 
@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("rate_distortion.png"))
     parser.add_argument("--title", default="")
     options = parser.parse_args()
+    for run in options.runs:
+        if not (run / "evaluation.json").is_file():
+            parser.error(f"{run} holds no evaluation.json; aigc evaluate {run} makes it")
     points = sorted(read(run) for run in options.runs)
     for rate, distortion, name in points:
         print(f"{name}: rate {rate:.2f} + distortion {distortion:.2f} = {rate + distortion:.2f}")
