@@ -107,9 +107,9 @@ def measure(experiment: Experiment, compiler: str, seconds: float) -> dict[str, 
 def loss_flops(task: Task, state: Any, batch: Any) -> int:
     """Count the operations of one evaluation of each phase's loss, as often as it is due."""
     keys = example_keys(stream(0, "flops"), jnp.arange(len(next(iter(batch.values())))))
+    mode = Mode(train=True, step=state.step)
     return sum(
-        count_flops(lambda *a, loss=p.loss: loss(*a, Mode(True)), *state[1:3], batch, keys)
-        // p.every
+        count_flops(lambda *a, loss=p.loss: loss(*a, mode), *state[1:3], batch, keys) // p.every
         for p in task.phases
     )
 
