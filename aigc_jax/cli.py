@@ -193,13 +193,18 @@ def train(
 
 
 def _sample(words: list[str]) -> int:
+    return _with_sampler("sample", sample, words)
+
+
+def _with_sampler(command: str, function: Callable[..., int], words: list[str]) -> int:
+    """Run a command that has the flags of a run's sampler besides its own."""
     name, *rest = words
     if name in ("-h", "--help"):
-        parse("aigc sample RUN", [name], sample)
+        parse(f"aigc {command} RUN", [name], function)
     run = runs.open_run(name)
     sampler = Group("sampler", run.experiment.task.sample)
-    own, options = parse(f"aigc sample {shlex.quote(name)}", rest, sample, sampler)
-    return sample(run, options, **own)
+    own, options = parse(f"aigc {command} {shlex.quote(name)}", rest, function, sampler)
+    return function(run, options, **own)
 
 
 def sample(
@@ -251,13 +256,7 @@ def sample(
 
 
 def _reconstruct(words: list[str]) -> int:
-    name, *rest = words
-    if name in ("-h", "--help"):
-        parse("aigc reconstruct RUN", [name], reconstruct)
-    run = runs.open_run(name)
-    sampler = Group("sampler", run.experiment.task.sample)
-    own, options = parse(f"aigc reconstruct {shlex.quote(name)}", rest, reconstruct, sampler)
-    return reconstruct(run, options, **own)
+    return _with_sampler("reconstruct", reconstruct, words)
 
 
 def reconstruct(

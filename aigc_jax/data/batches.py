@@ -354,3 +354,38 @@ def held_out(
         return {name: test[name][np.arange(n) % len(data.test)] for name in columns}
 
     return first
+
+
+def batched(fn: Callable[[Any], Any], examples: Any, size: int = 500) -> Any:
+    """Apply a function to many examples, `size` at a time, so that it compiles once.
+
+    Args:
+        fn: (size, ...) -> (size, ...) arrays or trees of them, each row from its own example alone.
+        examples: (n, ...), or a tree of such.
+        size: examples a call; the last call's missing ones are copies, and their results dropped.
+
+    Returns:
+        (n, ...) results, on the host.
+
+    Raises:
+        ValueError: there are no examples, `size` is below 1, or `fn` returns another leading
+            length.
+
+    >>> batched(lambda x: x.sum(axis=1), np.ones((5, 3)), size=2)
+    array([3., 3., 3., 3., 3.])
+    """
+    examples = jax.tree.map(np.asarray, examples)
+    shapes = [x.shape for x in jax.tree.leaves(examples)]
+    if not shapes or not all(shape and shape[0] for shape in shapes):
+        raise ValueError(f"examples have shapes {shapes}; there must be at least one")
+    if size < 1:
+        raise ValueError(f"size={size} must be at least 1")
+    n, results = shapes[0][0], []
+    for start in range(0, n, size):
+        rows = np.minimum(np.arange(start, start + size), n - 1)
+        some = jax.tree.map(lambda x, rows=rows: x[rows], examples)
+        results.append(jax.tree.map(np.asarray, fn(some)))
+        for result in jax.tree.leaves(results[-1]):
+            if result.shape[:1] != (size,):
+                raise ValueError(f"fn returned shape {result.shape} for {size} examples")
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n], *results)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from aigc_jax.core.types import Model
-from aigc_jax.data.batches import whole
+from aigc_jax.data.batches import batched, whole
 from aigc_jax.data.sources import Dataset
 from aigc_jax.data.transforms import Transform, normalise
 from aigc_jax.functional.quantize import perplexity
@@ -48,16 +48,14 @@ def evaluate_codebook(
     Raises:
         ValueError: there are fewer examples than a batch.
     """
-    examples = whole(data.test, transform)
     n = min(n or len(data.test), len(data.test)) // batch * batch
     if not n:
         raise ValueError(f"batch={batch} must be at most the number of examples")
+    examples = {name: x[:n] for name, x in whole(data.test, transform).items()}
     run = jax.jit(encode)
-    counts = np.zeros((n // batch, codes), np.int64)
-    for i in range(n // batch):
-        some = {key: x[i * batch : (i + 1) * batch] for key, x in examples.items()}
-        index = np.asarray(run(model.params, model.stats, some))
-        counts[i] = np.bincount(index.ravel(), minlength=codes)
+    index = batched(lambda some: run(model.params, model.stats, some), examples, batch)
+    of_batches = index.reshape(n // batch, -1)  # (n, ...) -> (batches, ...)
+    counts = np.stack([np.bincount(each, minlength=codes) for each in of_batches])
     total = counts.sum(0)
     return {
         f"codes/test-{n}": float(np.count_nonzero(total)),

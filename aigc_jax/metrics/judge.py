@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,39 +29,6 @@ class Judge(NamedTuple):
     classes: Callable[[np.ndarray], np.ndarray]
     name: str
     accuracy: float
-
-
-def batched(fn: Callable[[Any], Any], images: Any, size: int = 500) -> np.ndarray:
-    """Apply a function to many images, `size` at a time, so that it compiles once.
-
-    Args:
-        fn: (size, ...) -> (size, ...), each row from its own image alone.
-        images: (n, ...).
-        size: images a call; the last call's missing ones are copies, and their results dropped.
-
-    Returns:
-        (n, ...) results, on the host.
-
-    Raises:
-        ValueError: there are no images, `size` is below 1, or `fn` returns another leading length.
-
-    >>> batched(lambda x: x.sum(axis=1), np.ones((5, 3)), size=2)
-    array([3., 3., 3., 3., 3.])
-    """
-    images = np.asarray(images)
-    if images.ndim == 0 or len(images) == 0:
-        raise ValueError(f"images has shape {images.shape}; there must be at least one")
-    if size < 1:
-        raise ValueError(f"size={size} must be at least 1")
-    results = []
-    for start in range(0, len(images), size):
-        part = images[start : start + size]
-        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        result = np.asarray(fn(filled))
-        if result.shape[:1] != (size,):
-            raise ValueError(f"fn returned shape {result.shape} for {size} images")
-        results.append(result[: len(part)])
-    return np.concatenate(results)
 
 
 def accuracy(model: Model, data: Dataset) -> dict[str, float]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from aigc_jax.core.types import Model
-from aigc_jax.data.batches import whole
+from aigc_jax.data.batches import batched, whole
 from aigc_jax.data.sources import Dataset
 from aigc_jax.data.transforms import Transform, normalise
 from aigc_jax.metrics.features import as_features
@@ -120,16 +120,11 @@ def evaluate_latent_use(
         `active_units/test-<n>`; `mutual_information/test-<n>`, and `marginal_kl/test-<n>`, which is
         KL(q(z) ‖ p(z)), the rest of the divergence; nats.
     """
-    examples = whole(data.test, transform)
     n = min(n or len(data.test), len(data.test))
-    run, parts = jax.jit(posterior), []
-    for start in range(0, n, batch):
-        # The last example fills the last batch up, so that one program does for all.
-        index = np.minimum(np.arange(start, start + batch), n - 1)
-        some = {key: x[index] for key, x in examples.items()}
-        parts.append(jax.device_get(run(model.params, some)))
-    # (b, ...) -> (n, d)
-    mu, logvar = (np.concatenate(part)[:n].reshape(n, -1) for part in zip(*parts, strict=True))
+    examples = {name: x[:n] for name, x in whole(data.test, transform).items()}
+    run = jax.jit(posterior)
+    gaussian = batched(lambda some: run(model.params, some), examples, batch)
+    mu, logvar = (x.reshape(n, -1) for x in gaussian)  # (n, ...) -> (n, d)
     information = mutual_information(mu, logvar, seed=seed)
     mean, log = mu.astype(np.float64), logvar.astype(np.float64)
     kl = 0.5 * float((mean**2 + np.expm1(log) - log).sum(axis=1).mean())

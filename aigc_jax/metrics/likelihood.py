@@ -1,15 +1,15 @@
 """Bounds on the likelihood of held-out data, and whatever else each example says of a model."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from aigc_jax.core.keys import example_keys, stream
 from aigc_jax.core.types import Model
-from aigc_jax.data.batches import whole
+from aigc_jax.data.batches import batched, whole
 from aigc_jax.data.sources import Dataset
 from aigc_jax.data.transforms import Transform, normalise
 
@@ -39,16 +39,14 @@ def evaluate_terms(
     Returns:
         `{"<name>/test-<n>": average}`, in the unit of the term.
     """
-    examples = whole(data.test, transform)
     n = min(n or len(data.test), len(data.test))
-    run = jax.jit(terms)
-    totals: dict[str, float] = {}
-    for start in range(0, n, batch):
-        index = np.arange(start, start + batch)
-        # The last example fills the last batch up, so that one program does for all.
-        some = {key: x[np.minimum(index, n - 1)] for key, x in examples.items()}
-        keys = example_keys(stream(seed, "bound"), jnp.asarray(index))
-        for name, values in run(model.params, model.stats, some, keys).items():
-            total = float(np.asarray(values, np.float64)[: n - start].sum())
-            totals[name] = totals.get(name, 0.0) + total
-    return {f"{name}/test-{n}": total / n for name, total in totals.items()}
+    examples = {name: x[:n] for name, x in whole(data.test, transform).items()}
+
+    @jax.jit
+    def run(params: Any, stats: Any, examples: Any, index: Array) -> dict[str, Array]:
+        return terms(params, stats, examples, example_keys(stream(seed, "bound"), index))
+
+    each = batched(
+        lambda part: run(model.params, model.stats, *part), (examples, np.arange(n)), batch
+    )
+    return {f"{name}/test-{n}": float(x.mean(dtype=np.float64)) for name, x in each.items()}

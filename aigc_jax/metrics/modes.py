@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from aigc_jax.core.types import Model
+from aigc_jax.data.batches import batched
 from aigc_jax.data.sources import Dataset
 from aigc_jax.metrics.classes import class_entropy, class_histogram
-from aigc_jax.metrics.judge import Judge, batched
+from aigc_jax.metrics.judge import Judge
 from aigc_jax.metrics.pictures import quantise
 from aigc_jax.metrics.unconditional import View, unchanged
 

@@ -11,13 +11,14 @@ from flax import linen as nn
 from flax.core import pop
 from jax import Array
 
-from aigc_jax.core.keys import fold, normal
+from aigc_jax.core.keys import fold
 from aigc_jax.core.shapes import mean_flat
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.adversarial import HINGE, Losses
 from aigc_jax.functional.annealing import Weight, at_step, check_weights
 from aigc_jax.functional.divergence import gaussian_kl, reparameterise
 from aigc_jax.tasks.gan import Fake, adversarial_phases, judge_images
+from aigc_jax.tasks.vae import choose_latent
 
 
 def autoencoder_kl(
@@ -119,13 +120,12 @@ def autoencoder_kl(
 
         Returns:
             (b, h, w, c) in [−1, 1].
+
+        Raises:
+            ValueError: a latent is not of `shape`.
         """
-        if "z" in cond:
-            z = cond["z"]
-        elif "image" in cond:
-            z = reparameterise(*_encode(encoder, params, cond["image"]), keys, temperature)
-        else:
-            z = temperature * normal(keys, shape)
+        read = lambda: _encode(encoder, params, cond["image"])
+        z = choose_latent(cond, keys, shape, "image", read, temperature)
         return jnp.clip(_decode(decoder, params, z), -1, 1)
 
     name, average = "autoencoder", {} if decay is None else {"autoencoder": decay}

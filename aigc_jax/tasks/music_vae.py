@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.core.keys import fold, normal, uniform
+from aigc_jax.core.keys import fold, uniform
 from aigc_jax.core.shapes import mean_flat, sum_flat
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.annealing import Weight, at_step, check_weights
@@ -17,6 +17,7 @@ from aigc_jax.functional.divergence import gaussian_kl, reparameterise
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.music_vae import MusicDecoder
 from aigc_jax.samplers.autoregressive import sample_tokens
+from aigc_jax.tasks.vae import choose_latent
 
 
 def music_vae(
@@ -103,14 +104,8 @@ def music_vae(
         Raises:
             ValueError: a latent is not (b, latent).
         """
-        if "z" in cond:
-            z = cond["z"]
-            if z.shape[1:] != (latent,):
-                raise ValueError(f"cond['z'] has shape {z.shape}; this model has latent={latent}")
-        elif "pitches" in cond:
-            z = reparameterise(*encode(params, cond), fold(keys, 0), temperature)
-        else:
-            z = temperature * normal(fold(keys, 0), (latent,))
+        read = lambda: encode(params, cond)
+        z = choose_latent(cond, fold(keys, 0), (latent,), "pitches", read, temperature)
         return _decode(decoder, params, z, fold(keys, 1), note_temperature)
 
     return Task(init, (Phase("music_vae", ("encoder", "decoder"), loss, tx),), sample)

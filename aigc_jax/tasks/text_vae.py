@@ -9,13 +9,14 @@ import optax
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.core.keys import fold, normal, uniform
+from aigc_jax.core.keys import fold, uniform
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.annealing import Weight, at_step, check_weights
 from aigc_jax.functional.divergence import free_bits as hold_free
 from aigc_jax.functional.divergence import gaussian_kl, reparameterise
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.samplers.autoregressive import sample_tokens
+from aigc_jax.tasks.vae import choose_latent
 
 
 def text_vae(
@@ -132,14 +133,8 @@ def text_vae(
             raise ValueError("a latent or a sentence was given, but this model has latent=0")
         if "tokens" in cond and "mask" not in cond:
             raise ValueError("cond holds tokens without their mask")
-        if "z" in cond:
-            z = cond["z"]
-            if z.shape[1:] != (latent,):
-                raise ValueError(f"cond['z'] has shape {z.shape}; this model has latent={latent}")
-        elif "tokens" in cond:
-            z = reparameterise(*encode(params, cond), fold(keys, 0), temperature)
-        else:
-            z = temperature * normal(fold(keys, 0), (latent,))
+        read = lambda: encode(params, cond)
+        z = choose_latent(cond, fold(keys, 0), (latent,), "tokens", read, temperature)
         variables = {"params": params["decoder"]}
         begin: Any = decoder.apply(variables, z, method="begin")
 

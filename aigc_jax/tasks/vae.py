@@ -72,6 +72,7 @@ def vae(
     if capacity is not None and (beta != 1.0 or free_bits):
         raise ValueError(f"capacity={capacity} goes with neither beta nor free_bits")
     bound = _bound(encoder, decoder, likelihood, classes)
+    encode = posterior(encoder, classes=classes)
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         keys = jax.random.split(key)
@@ -111,23 +112,53 @@ def vae(
             (b, h, w, c) in [−1, 1].
 
         Raises:
-            ValueError: a label is given to a model without classes, or an image comes without its
-                label to one with classes.
+            ValueError: a label is given to a model without classes, an image comes without its
+                label to one with classes, or a latent is not (b, latent).
         """
-        reconstructs = "image" in cond and "z" not in cond
-        if classes and reconstructs and "label" not in cond:
+        if classes and "image" in cond and not {"z", "label"} & set(cond):
             raise ValueError("cond holds image and no label, which this model reads it with")
         label = choose_label(cond, keys, classes)
-        if "z" in cond:
-            z = cond["z"]
-        elif reconstructs:
-            mu, logvar = _apply(encoder, params["encoder"], cond["image"], label)
-            z = reparameterise(mu, logvar, keys, temperature)
-        else:
-            z = temperature * normal(keys, (latent,))
+        z = choose_latent(cond, keys, (latent,), "image", lambda: encode(params, cond), temperature)
         return likelihood.mean(_apply(decoder, params["decoder"], z, label))
 
     return Task(init, (Phase("vae", ("encoder", "decoder"), loss, tx),), sample)
+
+
+def choose_latent(
+    cond: Batch,
+    keys: Array,
+    shape: tuple[int, ...],
+    column: str,
+    encode: Callable[[], tuple[Array, Array]],
+    temperature: float,
+) -> Array:
+    """Return the latents that the sampler of an autoencoder is to decode.
+
+    Args:
+        cond: what it was given: {"z": (b, *shape)}, those themselves; or data, of whose posteriors
+            they are drawn; or neither, and they are drawn from the prior, N(0, 1).
+        keys: (b,).
+        shape: of a latent.
+        column: under which the condition holds data.
+        encode: gives its (mu, logvar), each (b, *shape).
+        temperature: scales the standard deviation of what is drawn; 0 takes the mean.
+
+    Returns:
+        (b, *shape).
+
+    Raises:
+        ValueError: the latents given have another shape.
+    """
+    if "z" in cond:
+        if cond["z"].shape[1:] != shape:
+            raise ValueError(
+                f"cond['z'] has shape {cond['z'].shape}; this model's latents are (b, "
+                f"{', '.join(map(str, shape))})"
+            )
+        return cond["z"]
+    if column in cond:
+        return reparameterise(*encode(), keys, temperature)
+    return temperature * normal(keys, shape)
 
 
 def posterior(

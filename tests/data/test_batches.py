@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from aigc_jax.data import sources, transforms
-from aigc_jax.data.batches import batches, prefetch
+from aigc_jax.data.batches import batched, batches, prefetch
 
 
 def numbered(n):
@@ -232,3 +232,25 @@ def test_closing_ends_the_workers():
     assert len(multiprocessing.active_children()) == 2
     ready.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
+def test_a_function_of_examples_gives_what_one_call_gives(n):
+    images = np.random.default_rng(n).normal(size=(n, 2, 2, 1)).astype(np.float32)
+    got = batched(lambda x: x.reshape(len(x), 4) * 2, images, size=4)
+    np.testing.assert_array_equal(got, images.reshape(n, 4) * 2)
+    both = batched(lambda x: (x["a"], {"b": x["i"] + 1}), {"a": images, "i": np.arange(n)}, size=4)
+    np.testing.assert_array_equal(both[0], images)
+    np.testing.assert_array_equal(both[1]["b"], np.arange(n) + 1)
+
+
+def test_a_function_of_no_examples_is_refused():
+    x = np.zeros((3, 2))
+    with pytest.raises(
+        ValueError, match=r"^examples have shapes \[\(0, 2\)\]; there must be at least one$"
+    ):
+        batched(lambda x: x, x[:0])
+    with pytest.raises(ValueError, match=r"^size=0 must be at least 1$"):
+        batched(lambda x: x, x, size=0)
+    with pytest.raises(ValueError, match=r"^fn returned shape \(\) for 2 examples$"):
+        batched(np.sum, x, size=2)

@@ -2,18 +2,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from aigc_jax.core.types import Model
+from aigc_jax.data.batches import batched
 from aigc_jax.data.sources import arrays
-from aigc_jax.metrics.judge import Judge, accuracy, batched
-
-
-@pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 9])
-def test_batches_give_what_one_call_gives(n):
-    images = np.random.default_rng(n).normal(size=(n, 2, 2, 1)).astype(np.float32)
-    got = batched(lambda x: x.reshape(len(x), 4) * 2, images, size=4)
-    np.testing.assert_array_equal(got, images.reshape(n, 4) * 2)
+from aigc_jax.metrics.judge import Judge, accuracy
 
 
 def test_a_function_is_traced_once_whatever_the_numbers_of_images():
@@ -32,18 +25,6 @@ def test_a_function_is_traced_once_whatever_the_numbers_of_images():
         images = np.eye(3, dtype=np.float32)[np.arange(n) % 3].reshape(n, 1, 1, 3)
         assert judge.features(images).shape == (n, 3)
         assert judge.classes(images).tolist() == [i % 3 for i in range(n)]
-
-
-def test_bad_calls_are_refused():
-    x = np.zeros((3, 2))
-    with pytest.raises(
-        ValueError, match=r"^images has shape \(0, 2\); there must be at least one$"
-    ):
-        batched(lambda x: x, x[:0])
-    with pytest.raises(ValueError, match=r"^size=0 must be at least 1$"):
-        batched(lambda x: x, x, size=0)
-    with pytest.raises(ValueError, match=r"^fn returned shape \(\) for 2 images$"):
-        batched(np.sum, x, size=2)
 
 
 def test_accuracy_is_the_share_of_right_answers_on_the_test_split():

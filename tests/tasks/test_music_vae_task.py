@@ -87,7 +87,7 @@ def test_what_is_out_of_range_is_refused(options, message):
 
 
 def test_a_latent_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"^cond\['z'\] has shape \(3, 5\); this model has"):
+    with pytest.raises(ValueError, match=r"^cond\['z'\] has shape \(3, 5\); this model's lat"):
         task().sample(start().params, {}, KEYS, {"z": jnp.zeros((3, 5))})
 
 

@@ -209,7 +209,7 @@ def test_conditions_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="tokens without their mask"):
         task.sample(params, {}, KEYS, {"tokens": sentences()["tokens"]})
     with pytest.raises(
-        ValueError, match=r"cond\['z'\] has shape \(6, 3\); this model has latent=1"
+        ValueError, match=r"cond\['z'\] has shape \(6, 3\); this model's latents are"
     ):
         task.sample(params, {}, KEYS, {"z": jnp.zeros((B, 3))})
 
