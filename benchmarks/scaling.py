@@ -71,7 +71,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 NEIGHBOURS = 8  # a node of GPUs, a host of TPUs
 SHAPE = (32, 32, 3)  # of an image
-ONE = AbstractMesh((1, 1), ("data", "fsdp"))
+ONE = AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
 
 
 class Collective(NamedTuple):
@@ -495,7 +495,9 @@ def main() -> None:
         for statement, holds in findings(program):
             print(f"{program['layout']} on {program['devices']}: {statement}: {holds}")
     for n in options.chips:
-        held = bytes_per_device(laid_out(shapes, AbstractMesh((1, n), ("data", "fsdp"))))
+        held = bytes_per_device(
+            laid_out(shapes, AbstractMesh((1, n, 1), ("data", "fsdp", "tensor")))
+        )
         share = held * n / programs[0]["state_bytes"]
         print(f"fsdp on {n}: by the same rule {_mb(held)} a device, {share:.3f}/{n} of the state")
 

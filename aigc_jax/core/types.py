@@ -1,6 +1,6 @@
 """The one abstraction: a task is its initialiser, an ordered tuple of descents, and a sampler."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
@@ -79,12 +79,15 @@ class Task(NamedTuple):
         sample: `(params, stats, keys, cond, *, its own options) -> samples`, a pytree whose leaves
             lead with (b,). `keys` is (b,); `cond` a dict of (b, ...) arrays, or empty.
         average: network -> decay of the exponential moving average of its weights, if it has one.
+        tensor: which axis of a parameter a mesh's `tensor` axis divides, by the end of its path;
+            see `core.parallel.lay_out`.
     """
 
     init: Callable[..., tuple[dict[str, Any], dict[str, Any]]]
     phases: tuple[Phase, ...]
     sample: Callable[..., Any]
     average: Mapping[str, float] = {}
+    tensor: Mapping[str, int] = {}
 
 
 class State(NamedTuple):
@@ -133,6 +136,7 @@ class Experiment(NamedTuple):
             task's sampler, given them, draws from their posteriors, and so reconstructs them.
         show: `(samples) -> {file stem: what is shown}`, as of `picture`, where samples are not
             images.
+        prompt: `(texts) -> cond` of as many samples, where a model goes on from texts.
     """
 
     task: Task
@@ -146,3 +150,4 @@ class Experiment(NamedTuple):
     cond: Callable[[int], dict[str, Any]] | None = None
     originals: Callable[[int], dict[str, Any]] | None = None
     show: Callable[[Any], dict[str, Any]] | None = None
+    prompt: Callable[[Sequence[str]], dict[str, Any]] | None = None

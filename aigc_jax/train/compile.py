@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from aigc_jax.core.parallel import Rule, batch_sharding, largest_axis, shardings
+from aigc_jax.core.parallel import Rule, batch_sharding, lay_out, shardings
 from aigc_jax.core.types import Batch, State, Task
 from aigc_jax.train.step import Metrics, Step, init, make_step
 
@@ -19,12 +19,13 @@ Gather = Callable[[Any, Any], Batch]  # (columns, addressed) -> batch
 Program = Callable[..., tuple[State, Metrics]]  # a compiled `Step`, perhaps of columns besides
 
 
-def jit_init(task: Task, mesh: Mesh, rule: Rule = largest_axis) -> Callable[..., State]:
+def jit_init(task: Task, mesh: Mesh, rule: Rule | None = None) -> Callable[..., State]:
     """Compile `(key, batch) -> State` so that each leaf is made where the rule puts it."""
 
     def start(key: jax.Array, batch: Batch) -> State:
         state = init(task, key, batch)
-        return lax.with_sharding_constraint(state, shardings(state, mesh, rule))
+        where = shardings(state, mesh, rule or lay_out(task.tensor))
+        return lax.with_sharding_constraint(state, where)
 
     return jax.jit(start)
 
@@ -32,18 +33,18 @@ def jit_init(task: Task, mesh: Mesh, rule: Rule = largest_axis) -> Callable[...,
 def jit_step(
     task: Task,
     mesh: Mesh,
-    rule: Rule = largest_axis,
+    rule: Rule | None = None,
     *,
     inner_steps: int = 1,
     gather: Gather | None = None,
     **options: Any,
 ) -> Program:
-    """Compile a step over a mesh: batches divided over both its axes, the state as the rule says.
+    """Compile a step over a mesh: batches divided, the state laid out as the rule says.
 
     Args:
         task: the task.
-        mesh: of axes `data` and `fsdp`; see `core.parallel.make_mesh`.
-        rule: where each leaf of the state lives.
+        mesh: see `core.parallel.make_mesh`.
+        rule: where each leaf of the state lives; `lay_out(task.tensor)` by default.
         inner_steps: steps a call, as a `lax.scan`; see `Returns`.
         gather: `(columns, addressed) -> batch`, finds a batch in a data set that the devices hold;
             see `Returns`.
@@ -56,6 +57,7 @@ def jit_step(
         out as a batch, and `columns` are expected on every device, for on the host they would
         travel at each call.
     """
+    rule = rule or lay_out(task.tensor)
     step = make_step(_gathered(task, mesh, rule), **options)
 
     def sharded(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -136,7 +138,8 @@ def jit_sample(task: Task, mesh: Mesh, **options: Any) -> Callable[..., Any]:
 
     def sample(params: Any, stats: Any, keys: jax.Array, cond: Batch) -> Any:
         keys, cond = lax.with_sharding_constraint((keys, cond), batch_sharding(mesh))
-        return _gathered(task, mesh, largest_axis).sample(params, stats, keys, cond, **options)
+        whole = _gathered(task, mesh, lay_out(task.tensor))
+        return whole.sample(params, stats, keys, cond, **options)
 
     return jax.jit(sample)
 
@@ -158,16 +161,19 @@ def pmap_sample(task: Task, devices: list[Any] | None = None, **options: Any) ->
 
 
 def _gathered(task: Task, mesh: Mesh, rule: Rule) -> Task:
-    """Let losses and the sampler see whole parameters, however they are stored.
+    """Let losses and the sampler see parameters that are whole but for `tensor`, however stored.
 
     Left to itself the compiler would divide activations as it finds the weights divided, and
     communicate activations in place of weights. The gradients come back divided, so that
     accumulating them takes no more memory than the parameters do.
     """
 
+    def read(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+        return P(*(axis if axis == "tensor" else None for axis in rule(path, shape, mesh)))
+
     @jax.custom_vjp
     def whole(params: Any) -> Any:
-        return lax.with_sharding_constraint(params, NamedSharding(mesh, P()))
+        return lax.with_sharding_constraint(params, shardings(params, mesh, read))
 
     def backward(_: None, grads: Any) -> tuple[Any]:
         return (lax.with_sharding_constraint(grads, shardings(grads, mesh, rule)),)

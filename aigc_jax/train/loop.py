@@ -21,7 +21,7 @@ from rich.console import Console
 
 import aigc_jax
 from aigc_jax.core.keys import stream
-from aigc_jax.core.parallel import make_mesh, put_batch, shardings
+from aigc_jax.core.parallel import batch_shards, lay_out, make_mesh, put_batch, shardings
 from aigc_jax.core.shapes import batch_size
 from aigc_jax.core.types import Experiment, Model, State
 from aigc_jax.files import read_png, write_gif, write_json, write_shown
@@ -72,6 +72,7 @@ def fit(
     seed: int = 0,
     steps: int | None = None,
     fsdp: int = 1,
+    tensor: int = 1,
     compiler: Literal["jit", "pmap"] = "jit",
     accumulate: int = 1,
     inner_steps: int = 1,
@@ -96,6 +97,8 @@ def fit(
         seed: addresses all randomness of the training: initial weights, order of data, noise.
         steps: train to this many steps in all; the experiment's own number by default.
         fsdp: over how many devices each parameter is divided; 1 replicates, -1 means all.
+        tensor: over how many devices the heads and hidden units of a Transformer are divided, and
+            so its work on an example.
         compiler: what compiles the step.
         accumulate: microbatches a step; more need less memory.
         inner_steps: steps in one dispatch to the devices; more hide the host behind short steps.
@@ -130,18 +133,20 @@ def fit(
             raise ValueError(f"{name}={value} must be at least {least}")
     if compiler not in ("jit", "pmap"):
         raise ValueError(f"compiler={compiler!r} must be 'jit' or 'pmap'")
-    if compiler == "pmap" and (fsdp != 1 or jax.process_count() > 1):
+    if compiler == "pmap" and (fsdp != 1 or tensor != 1 or jax.process_count() > 1):
         raise ValueError(
-            f"compiler='pmap' replicates the parameters over one process' devices; "
-            f"fsdp={fsdp} on {jax.process_count()} processes needs compiler='jit'"
+            f"compiler='pmap' replicates the parameters over one process' devices; fsdp={fsdp}, "
+            f"tensor={tensor} on {jax.process_count()} processes needs compiler='jit'"
         )
     periods = {"log_every": log_every, "save_every": save_every}
     periods |= {"evaluate_every": evaluate_every, "picture_every": picture_every}
     for name, value in periods.items():
         if value % inner_steps:
             raise ValueError(f"inner_steps={inner_steps} must divide {name}={value}")
-    mesh = make_mesh(fsdp=fsdp)
-    _check_batch(experiment.batch, mesh.size, accumulate)
+    mesh = make_mesh(fsdp=fsdp, tensor=tensor)
+    if tensor > 1 and not experiment.task.tensor:
+        raise ValueError(f"tensor={tensor}: this experiment has nothing that it divides")
+    _check_batch(experiment.batch, batch_shards(mesh), accumulate)
 
     task, console = experiment.task, Console(stderr=True)
     options: Any = {"seed": seed, "accumulate": accumulate}
@@ -367,7 +372,7 @@ def _initial(
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         shapes,
-        shardings(shapes, mesh),
+        shardings(shapes, mesh, lay_out(experiment.task.tensor)),
     )
     return start, like
 

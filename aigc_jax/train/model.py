@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from aigc_jax.core.keys import example_keys, stream
+from aigc_jax.core.parallel import batch_shards
 from aigc_jax.core.shapes import batch_size
 from aigc_jax.core.types import Batch, Model, Task
 from aigc_jax.train.compile import jit_sample
@@ -29,7 +30,7 @@ def make_sampler(task: Task, mesh: Mesh, batch: int = 256) -> Sampler:
         mesh: samples are divided over all its devices.
         batch: how many are drawn at a time; fewer, a power of two per device, when fewer are asked.
     """
-    devices = mesh.size
+    devices = batch_shards(mesh)
 
     @functools.cache
     def compiled(**options: Any) -> Callable[..., Any]:

@@ -6,7 +6,8 @@ from jax.sharding import PartitionSpec as P
 
 from aigc_jax.core.parallel import (
     batch_sharding,
-    largest_axis,
+    batch_shards,
+    lay_out,
     make_mesh,
     put_batch,
     put_state,
@@ -20,8 +21,8 @@ from aigc_jax.core.parallel import (
 )
 def test_mesh_divides_the_devices(count, fsdp, shape):
     mesh = make_mesh(jax.devices()[:count], fsdp)
-    assert mesh.axis_names == ("data", "fsdp")
-    assert mesh.devices.shape == shape
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.devices.shape == (*shape, 1)
     assert list(mesh.devices.flat) == jax.devices()[:count]
 
 
@@ -51,11 +52,51 @@ def test_fsdp_must_divide_the_devices(fsdp):
     ],
 )
 def test_rule_takes_the_largest_axis_that_divides(shape, spec):
-    assert largest_axis(shape, make_mesh(fsdp=4)) == spec
+    assert lay_out()("w", shape, make_mesh(fsdp=4)) == spec
 
 
 def test_rule_replicates_without_fsdp():
-    assert largest_axis((8, 8), make_mesh(fsdp=1)) == P()
+    assert lay_out()("w", (8, 8), make_mesh(fsdp=1)) == P()
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("params/gpt/in/kernel", (3, 8, 16), P(None, "fsdp", "tensor")),
+        ("opt/lm/1/mu/gpt/in/kernel", (8, 16), P("fsdp", "tensor")),
+        ("params/gpt/in/kernel", (3, 8, 15), P(None, "fsdp")),  # 15 does not divide
+        ("params/gpt/in/kernel", (16,), P("tensor")),
+        ("in/kernel", (5, 2), P(None, "tensor")),
+        ("params/gpt/main/kernel", (8, 16), P(None, "fsdp")),  # another's end
+        ("params/out/kernel", (3, 16, 8), P(None, "tensor", "fsdp")),
+        ("params/out/kernel", (8,), P("fsdp")),  # has no such axis
+    ],
+)
+def test_a_named_axis_is_divided_over_tensor_and_another_over_fsdp(path, shape, spec):
+    rule = lay_out({"in/kernel": -1, "out/kernel": -2})
+    assert rule(path, shape, make_mesh(fsdp=2, tensor=2)) == spec
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tensor": 3}, "tensor=3 must divide the number of devices, 4"),
+        ({"tensor": 0}, "tensor=0 must divide"),
+        ({"tensor": 2, "fsdp": 4}, "fsdp=4 must divide the number of devices, 4 / tensor=2"),
+    ],
+)
+def test_tensor_must_divide_the_devices(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**sizes)
+
+
+def test_a_batch_lies_whole_on_each_device_of_tensor():
+    mesh = make_mesh(tensor=2)
+    assert batch_shards(mesh) == 2
+    put = put_batch({"y": np.arange(8)}, mesh)
+    rows = {shard.device: shard.data.tolist() for shard in put["y"].addressable_shards}
+    half = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [rows[device] for device in jax.devices()] == [half[0], half[0], half[1], half[1]]
 
 
 def test_state_is_laid_out_by_the_rule():
@@ -69,7 +110,7 @@ def test_state_is_laid_out_by_the_rule():
 
 
 def test_any_rule_will_do():
-    first_axis = lambda shape, mesh: P("data") if shape else P()
+    first_axis = lambda path, shape, mesh: P("data") if shape else P()
     state = {"w": np.zeros((4, 16)), "step": np.int32(0)}
     put = put_state(state, make_mesh(), first_axis)
     assert put["w"].sharding.shard_shape((4, 16)) == (1, 16)

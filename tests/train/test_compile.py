@@ -177,7 +177,7 @@ def test_step_compiles_once(fsdp):
 
 
 def test_rule_is_the_callers():
-    last_axis = lambda shape, mesh: P(None, "fsdp") if len(shape) == 2 else P()
+    last_axis = lambda path, shape, mesh: P(None, "fsdp") if len(shape) == 2 else P()
     mesh = make_mesh(fsdp=4)
     state = jit_init(TASK, mesh, last_axis)(stream(SEED, "init"), make_batch())
     assert state.params["a"]["w"].sharding.shard_shape((8, 4)) == (8, 1)
