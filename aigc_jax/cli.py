@@ -1,10 +1,11 @@
-"""The command line: train, sample, reconstruct, evaluate, list.
+"""The command line: train, sample, reconstruct, evaluate, tokenize, list.
 
 Nothing is configured here. Every flag is a keyword-only parameter of some function: of the command
 below, of `train.loop.fit`, of an experiment, of a task's sampler; its help is that function's
 docstring. JAX is imported by the commands that compute, so that help and lists are quick.
 """
 
+import filecmp
 import json
 import linecache
 import math
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import aigc_jax
 from aigc_jax import environment, runs
-from aigc_jax.files import write_npz, write_png, write_shown, write_text
+from aigc_jax.data.tokenizer import Kind, Special
+from aigc_jax.files import write_npz, write_png, write_shown, write_text, write_whole
 from aigc_jax.flags import Group, flags_of, instead, parse
 
 if TYPE_CHECKING:
@@ -36,9 +38,11 @@ Train generative models, draw from them, measure them.
   aigc sample RUN [flags]          draw from a trained model, into a picture or an .npz
   aigc reconstruct RUN [flags]     show held-out examples beside what an autoencoder makes of them
   aigc evaluate RUN [flags]        measure a trained model
+  aigc tokenize TEXT [flags]       make a text into tokens once, for trainings to read
   aigc list                        show the experiments and the runs that are here
 
-EXPERIMENT is a name or a file; RUN is a directory, or its name under runs/.
+EXPERIMENT is a name or a file; RUN is a directory, or its name under runs/; TEXT is a file, or
+the name of a TFDS set.
 Each has flags of its own: aigc train EXPERIMENT --help, aigc sample RUN --help.
 
   --version      print the version
@@ -53,6 +57,7 @@ USAGE = {
     "sample": "name a run first: aigc sample RUN [flags]; aigc list shows them",
     "reconstruct": "name a run first: aigc reconstruct RUN [flags]; aigc list shows them",
     "evaluate": "name a run first: aigc evaluate RUN [flags]; aigc list shows them",
+    "tokenize": "name a text first, a file or a TFDS set: aigc tokenize TEXT --out DIR [flags]",
 }
 
 
@@ -105,6 +110,7 @@ def _dispatch(words: list[str]) -> int:
         "sample": _sample,
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
+        "tokenize": _tokenize,
     }
     if command not in commands:
         raise ValueError(f"no command {command!r}{instead(command, [*commands, 'list'])}")
@@ -202,7 +208,7 @@ def _with_sampler(command: str, function: Callable[..., int], words: list[str]) 
     if name in ("-h", "--help"):
         parse(f"aigc {command} RUN", [name], function)
     run = runs.open_run(name)
-    sampler = Group("sampler", run.experiment.task.sample)
+    sampler = Group("sampler", run.experiment.task.sample, less=("observe",))
     own, options = parse(f"aigc {command} {shlex.quote(name)}", rest, function, sampler)
     return function(run, options, **own)
 
@@ -213,6 +219,7 @@ def sample(
     *,
     n: int | None = None,
     label: tuple[str, ...] = (),
+    prompt: str | None = None,
     seed: int = 0,
     which: Literal["latest", "best"] = "latest",
     columns: int | None = None,
@@ -220,39 +227,75 @@ def sample(
 ) -> int:
     """Draw from a trained model, and print what was drawn if it is text, and the files made.
 
+    A single text is printed as it is written.
+
     A run has its sampler's flags besides: aigc sample RUN --help.
 
     Args:
         run: what was trained.
         options: of its task's sampler.
-        n: how many to draw; 10 of each label but at most 100, or 64 where there are no labels.
+        n: how many to draw; 10 of each label but at most 100, or 64 where there are no labels, or
+            1 where a model goes on from a text.
         label: names or numbers of classes, drawn in turn; all if none is given.
+        prompt: a text to go on from, where a model can.
         seed: of the noise; sample i depends on it and i alone.
         which: the latest checkpoint, or the one that its evaluation found best.
         columns: images a row.
         out: a .png for a grid of images, or an .npz for the arrays; by default files in the run's
             samples/ that are named after the options.
     """
+    import jax
     import numpy as np
 
-    labels = runs.class_numbers(run, label)
-    n = (min(10 * len(labels), 100) if labels else 64) if n is None else n
+    labels, experiment = runs.class_numbers(run, label), run.experiment
+    if n is None:
+        n = min(10 * len(labels), 100) if labels else 1 if experiment.prompt else 64
     _check_drawing(out, n=n, columns=columns)
-    cond = run.experiment.cond(n) if run.experiment.cond else {}
+    cond = experiment.cond(n) if experiment.cond else {}
     if labels:
         cond = cond | {"label": np.resize(np.array(labels, np.int32), n)}
+    if prompt is not None:
+        if experiment.prompt is None:
+            raise ValueError(
+                f"{run.record['experiment']} goes on from no text: it takes no --prompt"
+            )
+        cond = cond | experiment.prompt([prompt] * n)
+    told = {}
+    if n == 1 and experiment.prompt and out is None and jax.device_count() == 1:
+        told = {"observe": _typist(experiment, cond)}
     model, step = runs.restore(run, which, _warn)
 
     began = time.perf_counter()
     _say(f"drawing {n} samples of {runs.shown(run.path)} at step {step}")
-    samples = model.draw(n, cond, seed=seed, **options)
-    chosen = {"n": n, "label": ",".join(label), "seed": seed, "columns": columns}
+    samples = model.draw(n, cond, seed=seed, **options, **told)
+    if told:
+        print()
+    chosen = {"n": n, "label": ",".join(label), "prompt": prompt, "seed": seed, "columns": columns}
     few = 1 < len(labels) <= 10
     wide = min(n, columns or (len(labels) if few else 10 if labels else math.isqrt(n - 1) + 1))
     arrays = samples if isinstance(samples, dict) else {"samples": samples}
-    _keep(run, f"drawn-{step:06}", chosen | options, out, {**cond, **arrays}, [samples], wide)
+    stem, arrays = f"drawn-{step:06}", {**cond, **arrays}
+    _keep(run, stem, chosen | options, out, arrays, [samples], wide, said=bool(told))
     _say(f"done in {_duration(time.perf_counter() - began)}")
     return 0
+
+
+def _typist(experiment: "Experiment", cond: dict[str, Any]) -> Callable[[Any], None]:
+    """Make what prints one text, a prompt first, as a sampler's `observe` is told its tokens."""
+    show: Any = experiment.show
+    tokens = [int(token) for row in cond.get("tokens", ())[:1] for token in row]
+    start = [int(slot) for slot in cond.get("start", (0,))[:1]]
+    printed = 0
+
+    def observe(new: Any) -> None:
+        nonlocal printed
+        tokens.append(int(new[0]))
+        # A character may take several tokens: until the last is there, its place is held.
+        text = show({"tokens": [tokens], "start": start})["samples"].rstrip("\ufffd")
+        print(text[printed:], end="", flush=True)
+        printed = max(printed, len(text))
+
+    return observe
 
 
 def _reconstruct(words: list[str]) -> int:
@@ -317,6 +360,7 @@ def _keep(
     arrays: dict[str, Any],
     shown: list[Any],
     columns: int,
+    said: bool = False,
 ) -> None:
     """Write what was drawn, and print its text and its paths.
 
@@ -328,6 +372,7 @@ def _keep(
         arrays: for an .npz.
         shown: the samples; or originals and samples, which are shown side by side.
         columns: of a grid.
+        said: whether the text has been printed.
     """
     from aigc_jax.metrics.pictures import image_grid, side_by_side
 
@@ -335,7 +380,9 @@ def _keep(
         write_npz(out, arrays)
         print(out)
         return
-    defaults = {flag.name: flag.default for flag in flags_of(run.experiment.task.sample)}
+    defaults = {
+        flag.name: flag.default for flag in flags_of(run.experiment.task.sample, ("observe",))
+    }
     chosen = {k: v for k, v in chosen.items() if k not in defaults or v != defaults[k]}
     stem, samples = _name(stem, chosen), run.path / "samples"
     if run.experiment.show is None:
@@ -361,7 +408,8 @@ def _keep(
         # Line by line, so that an original stands above its reconstruction.
         lines = zip(*(part[name].splitlines() for part in parts), strict=False)
         text = ("\n\n" if len(parts) > 1 else "\n").join(map("\n".join, lines))
-        print(text)
+        if not said:
+            print(text)
         print(write_shown(samples, f"{stem}-{name}", text))
     for part, whose in zip(parts, ("original-", "")[-len(parts) :], strict=True):
         for name, what in part.items():
@@ -403,6 +451,74 @@ def evaluate(
     else:
         _print_scores(scores)
         print(f"\n{path}")
+    return 0
+
+
+def _tokenize(words: list[str]) -> int:
+    name, *rest = words
+    if name in ("-h", "--help"):
+        parse("aigc tokenize TEXT", [name], tokenize)
+    [own] = parse(f"aigc tokenize {shlex.quote(name)}", rest, tokenize)
+    return tokenize(name, **own)
+
+
+def tokenize(
+    text: str,
+    *,
+    out: Path,
+    kind: Kind = "bpe",
+    vocabulary: int = 5000,
+    special: tuple[Special, ...] = (),
+    tokenizer: Path | None = None,
+    test: float = 0.1,
+) -> int:
+    """Make a text into streams of tokens, one to train on and one held out.
+
+    Experiments that learn from text take DIR in place of its name. The same command may be given
+    again; it changes nothing.
+
+    Args:
+        text: a file of UTF-8 text, or the name of a TFDS set.
+        out: the directory DIR, for tokenizer.json, train.npy and test.npy.
+        kind: pieces of words, whole words, characters or bytes.
+        vocabulary: how many pieces or words to train on the training split.
+        special: the special tokens, in this order from 0; by default pad, start, end and unk of
+            pieces and words, and none of characters and bytes.
+        tokenizer: take this one and train none: a directory, as made by this command or by
+            Hugging Face's libraries, or a tokenizer.json.
+        test: the share of a file that is held out, its end; a TFDS set has splits of its own.
+    """
+    from aigc_jax.data.tokenizer import load_tokenizer
+    from aigc_jax.data.tokens import Written, fit_tokenizer, open_text, write_stream
+
+    corpus = open_text(text, test=test)
+    if tokenizer is not None:
+        made = load_tokenizer(tokenizer)
+    else:
+        _say(f"training a tokenizer on {text}")
+        made = fit_tokenizer(
+            corpus, kind=kind, vocabulary=vocabulary, special=list(special) or None
+        )
+    file = out / "tokenizer.json"
+    if not file.exists():
+        made.save(out)
+    elif load_tokenizer(file).to_json() != made.to_json():
+        raise ValueError(f"{out} holds another tokenizer; give another directory to --out")
+    rows = [("", "tokens", "characters per token", "file")]
+    for split, documents in (("train", corpus.train), ("test", corpus.test)):
+        path, written = out / f"{split}.npy", Written(0, 0)
+
+        def write(partial: Path, path=path, documents=documents) -> None:
+            nonlocal written
+            written = write_stream(partial, documents(), made)
+            if path.exists() and not filecmp.cmp(partial, path, shallow=False):
+                raise ValueError(f"{path} holds other tokens; give another directory to --out")
+
+        _say(f"encoding {split}")
+        write_whole(path, write)
+        each = f"{written.characters / max(written.tokens, 1):.2f}"
+        rows.append((split, f"{written.tokens:,}", each, str(path)))
+    _print_rows([*rows, ("vocabulary", f"{made.size:,}", "", str(file))])
     return 0
 
 
@@ -467,7 +583,7 @@ def _tempting(experiment: "Experiment") -> str:
     flags = ""
     if classes := experiment.classes:
         flags += f" --label {shlex.quote(classes[3 % len(classes)])}"
-    for flag in flags_of(experiment.task.sample):
+    for flag in flags_of(experiment.task.sample, ("observe",)):
         if isinstance(flag.default, float) and flag.default:
             return f"{flags} --{flag.name.replace('_', '-')} {2 * flag.default:g}"
     return flags

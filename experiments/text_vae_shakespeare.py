@@ -15,7 +15,8 @@ import optax
 
 from aigc_jax.core.types import Experiment, Model
 from aigc_jax.data.batches import batches
-from aigc_jax.data.text import HeldOut, Kind, text_lines
+from aigc_jax.data.text import HeldOut, text_lines
+from aigc_jax.data.tokenizer import Kind
 from aigc_jax.metrics.latent_use import evaluate_latent_use
 from aigc_jax.metrics.likelihood import evaluate_terms
 from aigc_jax.models.text_vae import TextDecoder, TextEncoder
@@ -45,8 +46,8 @@ def text_vae_shakespeare(
     Args:
         data: a TFDS name, or a file of UTF-8 text.
         held_out: the split that is evaluated: choose settings by validation, report the test.
-        tokenizer: pieces of words (byte-pair encoding), or whole words.
-        vocabulary: of the tokenizer, trained on the training split.
+        tokenizer: pieces of words (byte-pair encoding), whole words, characters or bytes.
+        vocabulary: of pieces or words, trained on the training split.
         length: tokens of the longest line; longer ones are left out.
         batch: lines a step.
         latent: dimensions of the latent; 0 is the decoder alone, a language model.
@@ -62,16 +63,17 @@ def text_vae_shakespeare(
     text, tokens = text_lines(
         data, length=length, kind=tokenizer, vocabulary=vocabulary, held_out=held_out
     )
+    start, end, unk = tokens.special("start", "end", "unk")
     encoder = TextEncoder(tokens.size, latent, features, embed) if latent else None
     decoder = TextDecoder(tokens.size, features, embed, dropout)
-    terms, gaussian = elbo_terms(encoder, decoder, start=tokens.start), posterior(encoder)
+    terms, gaussian = elbo_terms(encoder, decoder, start=start), posterior(encoder)
     draw_likeliest: dict[str, Any] = {"temperature": 0.0, "token_temperature": 0.0}
 
     def originals(n: int) -> dict[str, Any]:
         return text.test.read(np.arange(n) % len(text.test))
 
     def decode(drawn: Any) -> list[str]:
-        return [tokens.decode(row) for row in drawn]
+        return [tokens.decode(row).strip() for row in drawn]
 
     def evaluate(model: Model) -> dict[str, float]:
         scores = evaluate_terms(model, terms, text, transform=None)
@@ -106,9 +108,9 @@ def text_vae_shakespeare(
             optax.chain(optax.clip_by_global_norm(5.0), optax.adam(learning_rate)),
             latent=latent,
             length=length,
-            start=tokens.start,
-            end=tokens.end,
-            unk=tokens.unk,
+            start=start,
+            end=end,
+            unk=unk,
             beta=optax.linear_schedule(0.0, beta, anneal) if anneal else beta,
             free_bits=free_bits,
             word_dropout=word_dropout,

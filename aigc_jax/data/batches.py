@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,24 @@ from aigc_jax.data.sources import Dataset, Examples, Kept, Memory, Source
 from aigc_jax.data.transforms import Address, Addressed, Transform
 
 
+@runtime_checkable
+class Uncut(Protocol):
+    """A source whose examples are parts of something that devices can hold instead of them all."""
+
+    def whole(self) -> Examples:
+        """Return name -> (n, ...), of which the examples are parts."""
+        ...
+
+    def cut(self, columns: Any, index: Any) -> Any:
+        """Return the examples at (b,) int32 positions, of such columns, in JAX."""
+        ...
+
+
 class Resident(NamedTuple):
     """A data set that devices hold whole, and how a batch is found in it.
 
     Attributes:
-        columns: name -> (n, ...), the whole source, raw.
+        columns: name -> (n, ...), the whole source, raw; or what its examples are cut from.
         address: `(step) -> Addressed`, the small arrays on the host that say what is in a batch.
         gather: `(columns, addressed) -> batch`, pure, to be traced within a training step.
     """
@@ -111,30 +124,34 @@ class Batches:
         n, count = len(self.source), self.process[1]
         if count > 1:
             raise ValueError(f"the data is divided over {count} processes")
-        if not isinstance(self.source, Memory | Kept):
+        if isinstance(self.source, Uncut):
+            some, take, whole = self.source.whole(), self.source.cut, self.source.whole
+            size = sum(column.nbytes for column in some.values())
+        elif isinstance(self.source, Memory | Kept):
+            some, take = self.source.read(np.zeros(1, np.int64)), _rows
+            whole = functools.partial(self.source.read, np.arange(n))
+            size = n * sum(column.nbytes for column in some.values())
+        else:
             raise ValueError(f"a {type(self.source).__name__} is not held in memory")
-        one = self.source.read(np.zeros(1, np.int64))
-        size = n * sum(column.nbytes for column in one.values())
         if limit is not None and size > limit:
             raise ValueError(f"the data takes {size:,} bytes, and the limit is {limit:,}")
-        gather, names = self._gather(one)
+        gather, names = self._gather(some, take)
 
         def address(step: int) -> Addressed:
             address = Address(self.seed, self.positions(step))
             index = self.index(step).astype(np.int32)
             return Addressed(index, {name: address.bits(name) for name in names})
 
-        return Resident(self.source.read(np.arange(n)), address, gather)
+        return Resident(whole(), address, gather)
 
-    def _gather(self, examples: Examples) -> tuple[Callable[[Any, Addressed], Any], list[str]]:
+    def _gather(
+        self, columns: Examples, take: Callable[[Any, Any], Any]
+    ) -> tuple[Callable[[Any, Addressed], Any], list[str]]:
         """Return `Resident.gather`, and under which names the transform draws bits."""
         transform = self.transform
 
         def gather(columns: Any, addressed: Addressed) -> Any:
-            examples = {
-                name: column.at[addressed.index].get(mode="promise_in_bounds")
-                for name, column in columns.items()
-            }
+            examples = take(columns, addressed.index)
             return examples if transform is None else transform(examples, addressed)
 
         names: list[str] = []
@@ -146,7 +163,7 @@ class Batches:
             return batch
 
         try:
-            jax.eval_shape(record, examples, jax.ShapeDtypeStruct((self.batch,), jnp.int32))
+            jax.eval_shape(record, columns, jax.ShapeDtypeStruct((self.batch,), jnp.int32))
         except Exception as error:  # what NumPy's or Pillow's code makes of a tracer may be any
             said = str(error).partition("\n")[0]
             raise ValueError(
@@ -159,6 +176,12 @@ class Batches:
         with contextlib.closing(prefetch(self, start, workers=self.workers)) as ahead:
             for _, batch in ahead:
                 yield batch
+
+
+def _rows(columns: Any, index: Any) -> Any:
+    return {
+        name: column.at[index].get(mode="promise_in_bounds") for name, column in columns.items()
+    }
 
 
 def batches(

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from aigc_jax.core.keys import fold, uniform
+from aigc_jax.core.keys import fold
+from aigc_jax.nn.dropout import drop
 
 Carry = tuple[Array, Array]
 
@@ -116,14 +117,3 @@ class TextDecoder(nn.Module):
         x = self.embedding(tokens)
         z = jnp.broadcast_to(z[:, None], (*x.shape[:2], z.shape[-1]))
         return jnp.concatenate([x, z.astype(x.dtype)], axis=-1)  # -> (b, t, embed + latent)
-
-
-def drop(x: Array, keys: Array, rate: float) -> Array:
-    """Zero a share of (b, ...), example i's by `keys[i]` alone, and scale up what is left.
-
-    Linen's dropout draws by one key for whatever share of a batch it sees.
-    """
-    if not rate:
-        return x
-    kept = uniform(keys, x.shape[1:]) >= rate
-    return jnp.where(kept, x / (1 - rate), 0)

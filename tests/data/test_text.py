@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 
-from aigc_jax.data.text import lines, text_lines, to_arrays, train_tokenizer
+from aigc_jax.data.text import lines, open_texts, text_lines, to_arrays
+from aigc_jax.data.tokenizer import train_tokenizer
 
 PLAY = [f"Line {'x' * (i % 3)} of {['four', 'five', 'six'][i % 3]}, number {i}." for i in range(40)]
 
@@ -32,46 +33,6 @@ def test_lines_are_what_is_said():
     ]
 
 
-@pytest.mark.parametrize("kind", ["bpe", "word"])
-def test_training_texts_survive_the_way_there_and_back(kind):
-    encoded = [tokenizer(kind).encode(line) for line in PLAY]
-    assert [tokenizer(kind).decode(tokens) for tokens in encoded] == PLAY
-    assert not {0, 1, 2, 3} & {token for tokens in encoded for token in tokens}
-
-
-def test_pieces_write_anything_and_words_mark_what_they_do_not_know():
-    strange = "Zoë, <end> 7 \N{SNOWMAN}"
-    assert tokenizer().decode(tokenizer().encode(strange)) == strange
-    assert tokenizer("word").decode(tokenizer("word").encode("Line of seven,")) == "Line of <unk>,"
-
-
-def test_the_same_texts_train_the_same_tokenizer():
-    for kind in ("bpe", "word"):
-        again = train_tokenizer(iter(PLAY), kind=kind, vocabulary=300)
-        assert again.inner.to_str() == tokenizer(kind).inner.to_str()
-
-
-def test_special_tokens_have_the_ids_they_are_said_to():
-    t = tokenizer()
-    assert [t.inner.id_to_token(i) for i in (t.pad, t.start, t.end, t.unk)] == [
-        "<pad>",
-        "<start>",
-        "<end>",
-        "<unk>",
-    ]
-    assert t.size == 300 and tokenizer("word").size < 300
-
-
-def test_decoding_stops_at_the_end_or_at_padding():
-    t = tokenizer("word")
-    line, of = t.encode("Line of")
-    assert t.decode([line, of, t.end, line]) == "Line of"
-    assert t.decode(np.array([line, t.pad, of])) == "Line"
-    assert t.decode([]) == ""
-    with pytest.raises(ValueError, match=r"tokens has shape \(1, 2\)"):
-        t.decode([[line, of]])
-
-
 def test_arrays_are_padded_and_leave_out_what_does_not_fit():
     t = tokenizer("word")
     arrays = to_arrays(t, ["Line of", "Line of four", "Line"], 3)
@@ -79,6 +40,18 @@ def test_arrays_are_padded_and_leave_out_what_does_not_fit():
     line, of = t.encode("Line of")
     assert arrays["tokens"].tolist() == [[line, of, t.end], [line, t.end, t.pad]]
     assert arrays["mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_arrays_need_a_token_that_ends_and_one_that_fills_up():
+    with pytest.raises(ValueError, match=r"special tokens end, pad; end, pad is missing"):
+        to_arrays(train_tokenizer(PLAY, kind="char"), PLAY, 9)
+
+
+@pytest.mark.parametrize("kind", ["char", "byte"])
+def test_lines_of_characters_and_of_bytes_end_and_are_padded_too(play, kind):
+    data, t = text_lines(str(play), length=60, kind=kind)
+    assert (t.pad, t.start, t.end, t.unk) == (0, 1, 2, 3)
+    assert [t.decode(row) for row in data.train.columns["tokens"]] == PLAY[:36]
 
 
 @pytest.mark.parametrize(("held_out", "at"), [("test", 38), ("validation", 36)])
@@ -98,9 +71,7 @@ def test_a_file_is_split_by_position_and_only_its_first_part_trains_the_tokenize
     [
         ({"length": 1}, r"^length=1 must be at least 2"),
         ({"length": 2}, r"^none of the 36 lines of .*play\.txt train fits length=2$"),
-        ({"kind": "char"}, r"^kind='char' must be one of 'bpe', 'word'$"),
-        ({"vocabulary": 259}, r"^vocabulary=259 must be at least 260 for kind='bpe'$"),
-        ({"kind": "word", "vocabulary": 4}, r"^vocabulary=4 must be at least 5 for kind='word'$"),
+        ({"kind": "line"}, r"^kind='line' must be one of 'bpe', 'word', 'char', 'byte'$"),
         ({"held_out": "train"}, r"^held_out='train' must be one of 'test', 'validation'$"),
     ],
 )
@@ -142,3 +113,15 @@ def test_a_data_set_of_images_has_no_text():
     assert os.environ["TFDS_DATA_DIR"]
     with pytest.raises(ValueError, match="name='mnist' has no text"):
         text_lines("mnist", length=9)
+
+
+@pytest.mark.real_data
+def test_texts_of_a_set_are_decoded_as_they_are_read():
+    splits = open_texts("tiny_shakespeare")
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 1,
+        "validation": 1,
+        "test": 1,
+    }
+    [text] = splits["train"]
+    assert text.startswith("First Citizen:\n") and text == splits["train"][0]
