@@ -1,30 +1,29 @@
-"""GPT-2: a decoder-only Transformer (Radford et al. 2019), read whole or token by token."""
+"""GPT: a decoder-only Transformer, GPT-2 or a modern one, read whole or on from a cache."""
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any, Literal, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array, lax
+from jax import Array
 
-from aigc_jax.nn.attention import attend
+from aigc_jax.core.keys import fold
+from aigc_jax.nn.dropout import drop
+from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.positions import alibi
+from aigc_jax.nn.transformer import MLP, Attention, Block, Cache, extend_blocks, run_blocks
 
-
-class Cache(NamedTuple):
-    """What one layer remembers of the tokens it has read.
-
-    Attributes:
-        key: (b, context, heads, d).
-        value: (b, context, heads, d).
-    """
-
-    key: Array
-    value: Array
+Positions = Literal["learned", "sinusoidal", "rotary", "alibi"]
 
 
 class GPT(nn.Module):
-    """A decoder-only Transformer of GPT-2's architecture; 124M are its smallest's defaults.
+    """A decoder-only Transformer; its defaults are the smallest GPT-2, of 124M parameters.
+
+    Radford et al. 2019, *Language Models are Unsupervised Multitask Learners*, §2.3. The modern one
+    (Touvron et al. 2023, *LLaMA*, §2.2) is `positions="rotary", norm="rms", mlp="swiglu",
+    bias=False, tied=False`.
 
     Tokens from `vocabulary` on are never predicted: token `vocabulary + i` begins a sequence of
     class i, or any sequence where there is one class.
@@ -35,11 +34,19 @@ class GPT(nn.Module):
         layers: blocks of attention and perceptron.
         heads: of the attention.
         width: of the embeddings and of all heads together.
+        kv_heads: heads with keys and values of their own; None is all.
+        hidden: units of a perceptron; None is 4·width, or two thirds of it for SwiGLU, which has
+            three matrices for two.
+        positions: how a token knows where it stands.
+        norm: LayerNorm, or RMSNorm (Zhang & Sennrich 2019), before each part.
+        mlp: GELU by its tanh form, or SwiGLU.
+        bias: whether layers have one.
         classes: how many tokens there are to begin with, besides the vocabulary.
         tied: whether the embeddings of tokens are also the weights of the logits.
+        dropout: share of the embeddings and of each part's output that training zeroes.
+        scan: compile one block for all layers; see `nn.transformer.run_blocks`.
+        remat: compute blocks again on the way back.
         dtype: of the computation; parameters, normalisation, softmax and logits stay float32.
-
-    Radford et al. 2019, *Language Models are Unsupervised Multitask Learners*, §2.3.
     """
 
     vocabulary: int = 50257
@@ -47,136 +54,178 @@ class GPT(nn.Module):
     layers: int = 12
     heads: int = 12
     width: int = 768
+    kv_heads: int | None = None
+    hidden: int | None = None
+    positions: Positions = "learned"
+    norm: Literal["layer", "rms"] = "layer"
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    bias: bool = True
     classes: int = 0
     tied: bool = True
+    dropout: float = 0.0
+    scan: bool = True
+    remat: bool = False
     dtype: Any = None
 
     def setup(self) -> None:
         """Hold embeddings, blocks and head."""
-        for name in ("vocabulary", "context", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.width < 1 or self.width % self.heads:
-            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
-        if self.classes < 0:
-            raise ValueError(f"classes={self.classes} must be at least 0")
-        init, dtype = nn.initializers.normal(0.02), self.dtype
+        self._check()
+        init, dtype, bias = nn.initializers.normal(0.02), self.dtype, self.bias
         tokens = self.vocabulary + self.classes
         self.tokens = nn.Embed(tokens, self.width, embedding_init=init, dtype=dtype)
-        self.positions = nn.Embed(self.context, self.width, embedding_init=init, dtype=dtype)
-        scale = 0.02 / (2 * self.layers) ** 0.5
-        self.blocks = [Block(self.heads, scale, dtype) for _ in range(self.layers)]
-        self.norm = nn.LayerNorm(1e-5, dtype=dtype)
+        if self.positions == "learned":
+            self.places = nn.Embed(
+                self.context, self.width, embedding_init=init, dtype=dtype, name="positions"
+            )
+        # Radford et al.: what is added along the depth keeps the variance of one layer.
+        added = nn.initializers.normal(0.02 / (2 * self.layers) ** 0.5)
+        common: dict[str, Any] = {"bias": bias, "init": init, "out_init": added, "dtype": dtype}
+        gated = self.mlp == "swiglu"
+        hidden = self.hidden or (8 * self.width // 3 if gated else 4 * self.width)
+        norm = (
+            functools.partial(nn.LayerNorm, 1e-5, use_bias=bias, dtype=dtype)
+            if self.norm == "layer"
+            else functools.partial(nn.RMSNorm, 1e-5, dtype=dtype)
+        )
+        self.blocks = Block(
+            functools.partial(
+                Attention, self.heads, self.kv_heads, self.positions == "rotary", **common
+            ),
+            functools.partial(MLP, hidden, jax.nn.silu if gated else jax.nn.gelu, gated, **common),
+            norm,
+            dropout=self.dropout,
+        )
+        self.final_norm: Any = norm(name="norm")
         if not self.tied:
             self.head = nn.Dense(self.vocabulary, use_bias=False, kernel_init=init, dtype=dtype)
 
-    def __call__(self, tokens: Array) -> Array:
-        """Map (b, t) tokens to (b, t, vocabulary) logits, of the token after each."""
-        x = self._embed(tokens, 0)  # (b, t) -> (b, t, width)
-        for block in self.blocks:
-            x = block(x)
-        return self._logits(x)
+    def __call__(
+        self, tokens: Array, keys: Array | None = None, segment: Array | None = None
+    ) -> Array:
+        """Map tokens to the logits of the one after each.
+
+        Args:
+            tokens: (b, t).
+            keys: (b,) of the dropout, an example's own; None to drop nothing.
+            segment: (b, t) which document of its row a token is of, where rows hold several, one
+                after another; a token attends to its own document alone.
+
+        Returns:
+            (b, t, vocabulary) float32.
+
+        Raises:
+            ValueError: there are more tokens than `context`.
+        """
+        return self.logits(self.features(tokens, keys, segment))
+
+    def features(
+        self, tokens: Array, keys: Array | None = None, segment: Array | None = None
+    ) -> Array:
+        """Map (b, t) tokens to (b, t, width), normalised, of which `logits` are made."""
+        chex.assert_rank(tokens, 2)
+        t = tokens.shape[1]
+        if t > self.context:
+            raise ValueError(f"context={self.context}; the sequence has {t} tokens")
+        position = jnp.arange(t)[None]
+        attending: dict[str, Any] = {}
+        if segment is not None:
+            attending["mask"] = segment[:, None, :, None] == segment[:, None, None]  # (b, 1, t, t)
+            # A document's first token stands at 0.
+            first = jnp.diff(segment, axis=1, prepend=segment[:, :1] - 1) != 0
+            start = jax.lax.cummax(jnp.where(first, position, 0), axis=1)
+            position = position - start
+        x = self._embed(tokens, position)  # (b, t) -> (b, t, width)
+        x = drop(x, None if keys is None else fold(keys, self.layers), self.dropout)
+        if self.positions == "alibi":
+            attending["bias"] = alibi(self.heads, position, position)
+        x = run_blocks(
+            self.blocks,
+            x,
+            self.layers,
+            keys=keys,
+            scan=self.scan,
+            remat=self.remat,
+            position=position,
+            is_causal=True,
+            **attending,
+        )
+        return self.final_norm(x)
+
+    def logits(self, x: Array) -> Array:
+        """Map (b, t, width) features to (b, t, vocabulary) float32 logits."""
+        if not self.tied:
+            return self.head(x).astype(jnp.float32)
+        weights = self.tokens.embedding[: self.vocabulary].astype(x.dtype)
+        return jnp.matmul(x, weights.T, preferred_element_type=jnp.float32)
 
     def extend(
-        self, tokens: Array, cache: tuple[Cache, ...], position: int | Array
+        self,
+        tokens: Array,
+        cache: tuple[Cache, ...],
+        slot: int | Array = 0,
+        start: Array | None = None,
     ) -> tuple[Array, tuple[Cache, ...]]:
         """Read tokens after others that are remembered, and remember them too.
 
         Args:
             tokens: (b, t).
             cache: of the tokens before them; see `make_cache`.
-            position: () how many these are. Beyond `context - t` the result means nothing.
+            slot: where the first of them is kept, () or, where rows differ, (b,).
+            start: (b,) the slot where each row's sequence begins; None is 0. Slots before it are
+                not attended to, and a token stands at its slot − start. Beyond `context` the
+                result means nothing.
 
         Returns:
             (b, t, vocabulary) logits, of the token after each, and the cache.
         """
-        x = self._embed(tokens, position)  # (b, t) -> (b, t, width)
-        caches = []
-        for block, of_layer in zip(self.blocks, cache, strict=True):
-            x, of_layer = block.extend(x, of_layer, position)
-            caches.append(of_layer)
-        return self._logits(x), tuple(caches)
-
-    def decode(
-        self, token: Array, cache: tuple[Cache, ...], position: int | Array
-    ) -> tuple[Array, tuple[Cache, ...]]:
-        """Read one token more: (b,) to (b, vocabulary) logits of the next, and the cache."""
-        logits, cache = self.extend(token[:, None], cache, position)
-        return logits[:, 0], cache  # (b, 1, v) -> (b, v)
-
-    def make_cache(self, batch: int) -> tuple[Cache, ...]:
-        """Return the empty caches of all layers for sequences of up to `context` tokens."""
-        shape = (batch, self.context, self.heads, self.width // self.heads)
-        empty = jnp.zeros(shape, self.dtype or jnp.float32)
-        return (Cache(empty, empty),) * self.layers
-
-    def _embed(self, tokens: Array, position: int | Array) -> Array:
         chex.assert_rank(tokens, 2)
-        t = tokens.shape[1]
-        if t > self.context:
-            raise ValueError(f"context={self.context}; the sequence has {t} tokens")
-        return self.tokens(tokens) + self.positions(position + jnp.arange(t))
+        start = jnp.zeros(1, jnp.int32) if start is None else start
+        own = jnp.asarray(slot).reshape(-1, 1) + jnp.arange(tokens.shape[1])  # (b or 1, t)
+        slots = jnp.arange(cache[0].key.shape[1])
+        # Each token sees those up to itself, and none of what is yet to be written.
+        seen = (slots <= own[..., None]) & (slots >= start[:, None, None])  # (b or 1, t, slots)
+        # A row's padding sees itself: there must be something.
+        seen |= slots == own[..., None]
+        position = jnp.maximum(own - start[:, None], 0)
+        attending: dict[str, Any] = {"mask": seen[:, None]}
+        if self.positions == "alibi":
+            attending["bias"] = alibi(self.heads, position, slots - start[:, None])
+        x = self._embed(tokens, position)  # (b, t) -> (b, t, width)
+        x, cache = extend_blocks(self.blocks, x, cache, position=position, slot=slot, **attending)
+        return self.logits(self.final_norm(x)), cache
 
-    def _logits(self, x: Array) -> Array:
-        x = self.norm(x)
-        if not self.tied:
-            return self.head(x).astype(jnp.float32)
-        weights = self.tokens.embedding[: self.vocabulary].astype(x.dtype)
-        return jnp.matmul(x, weights.T, preferred_element_type=jnp.float32)
+    def make_cache(self, batch: int, slots: int | None = None) -> tuple[Cache, ...]:
+        """Return the empty caches of all layers for so many tokens; `context` by default."""
+        heads = self.kv_heads or self.heads
+        shape = (batch, slots or self.context, heads, self.width // self.heads)
+        empty = lambda: jnp.zeros(shape, self.dtype or jnp.float32)
+        return tuple(Cache(empty(), empty()) for _ in range(self.layers))
 
+    def _embed(self, tokens: Array, position: Array) -> Array:
+        x = self.tokens(tokens)
+        if self.positions == "learned":
+            # Beyond the last place there is none, and what is not a number would spread.
+            x = x + self.places(jnp.minimum(position, self.context - 1))
+        if self.positions == "sinusoidal":
+            waves = sinusoidal(position.reshape(-1), self.width, freq_shift=0)
+            x = x + waves.reshape(*position.shape, self.width).astype(x.dtype)
+        return x
 
-class Block(nn.Module):
-    """Causal attention and a perceptron, each normalised before and added to what it read.
-
-    Attributes:
-        heads: of the attention.
-        scale: the standard deviation at which the two projections that are added start.
-        dtype: of the computation.
-    """
-
-    heads: int
-    scale: float
-    dtype: Any = None
-
-    @nn.compact
-    def _apply(
-        self, x: Array, cache: Cache | None, position: int | Array
-    ) -> tuple[Array, Cache | None]:
-        width = x.shape[-1]
-
-        def dense(features: int, name: str, std: float = 0.02) -> nn.Dense:
-            init = nn.initializers.normal(std)
-            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
-
-        y = nn.LayerNorm(1e-5, dtype=self.dtype, name="attention_norm")(x)
-        y = dense(3 * width, "qkv")(y)
-        y = y.reshape(*y.shape[:2], 3, self.heads, width // self.heads)  # -> (b, t, 3, heads, d)
-        q, k, v = (y[:, :, i] for i in range(3))
-        if cache is None:
-            y = attend(q, k, v, is_causal=True)
-        else:
-            cache = Cache(
-                *(
-                    lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, 1)
-                    for old, new in zip(cache, (k, v), strict=True)
-                )
-            )
-            # Each token sees those up to itself, and none of what is yet to be written.
-            own = position + jnp.arange(x.shape[1])
-            mask = jnp.arange(cache.key.shape[1]) <= own[:, None]  # (t, context)
-            y = attend(q, cache.key, cache.value, mask=mask[None, None])
-        y = y.reshape(*y.shape[:2], width)  # (b, t, heads, d) -> (b, t, width)
-        x = x + dense(width, "attention_out", self.scale)(y)
-        y = nn.LayerNorm(1e-5, dtype=self.dtype, name="mlp_norm")(x)
-        y = jax.nn.gelu(dense(4 * width, "mlp_in")(y), approximate=True)
-        return x + dense(width, "mlp_out", self.scale)(y), cache
-
-    def __call__(self, x: Array) -> Array:
-        """Map (b, t, width) to (b, t, width)."""
-        return self._apply(x, None, 0)[0]
-
-    def extend(self, x: Array, cache: Cache, position: int | Array) -> tuple[Array, Cache]:
-        """Map (b, t, width) after `position` others, which are in the cache."""
-        y, cache_after = self._apply(x, cache, position)
-        assert cache_after is not None
-        return y, cache_after
+    def _check(self) -> None:
+        for name in ("vocabulary", "context", "layers", "heads", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"kv_heads={self.kv_heads} must divide heads={self.heads}")
+        if self.classes < 0:
+            raise ValueError(f"classes={self.classes} must be at least 0")
+        for name, allowed in (
+            ("positions", get_args(Positions)),
+            ("norm", ("layer", "rms")),
+            ("mlp", ("gelu", "swiglu")),
+        ):
+            if getattr(self, name) not in allowed:
+                said = ", ".join(map(repr, allowed))
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {said}")

@@ -1,6 +1,6 @@
 """Attention, through `jax.nn.dot_product_attention` so that a GPU gets its fused kernel.
 
-On a CPU plain and masked attention is written out: a U-Net then samples 1.13 times as fast.
+On a CPU it is written out: a U-Net then samples 1.13 times as fast.
 """
 
 import functools
@@ -20,8 +20,9 @@ def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
 
     Args:
         q: (b, t, heads, d).
-        k: (b, s, heads, d).
-        v: (b, s, heads, d).
+        k: (b, s, kv_heads, d), of which each serves heads/kv_heads heads in a row (grouped-query
+            attention, Ainslie et al. 2023).
+        v: (b, s, kv_heads, d).
         **kwargs: `bias`, `mask`, `is_causal`, … of `jax.nn.dot_product_attention`. Every query must
             be let see a key.
 
@@ -30,29 +31,45 @@ def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
     """
     chex.assert_rank([q, k, v], 4)
     chex.assert_equal_shape([k, v])
-    written = not kwargs.keys() - {"mask", "is_causal"} and q.shape[2] == k.shape[2]
-    if jax.default_backend() == "cpu" and written:
+    if jax.default_backend() == "cpu" and not kwargs.keys() - {"bias", "mask", "is_causal"}:
         return _attend_on_cpu(q, k, v, **kwargs)
     kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1])
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **kwargs)
 
 
 def _attend_on_cpu(
-    q: Array, k: Array, v: Array, mask: Array | None = None, is_causal: bool = False
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    is_causal: bool = False,
 ) -> Array:
     """Attend, dividing by the softmax's sum last, where there is least to divide."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # (b, t, heads, d) -> (b, heads, t, d)
+    (b, t, heads, d), kv = q.shape, k.shape[2]
+    # (b, t, kv*group, d) -> (b, t, kv, group, d) -> (b, kv, group, t, d)
+    q = q.reshape(b, t, kv, heads // kv, d).transpose(0, 2, 3, 1, 4)
+    k, v = (x.swapaxes(1, 2) for x in (k, v))  # (b, s, kv, d) -> (b, kv, s, d)
+
+    def grouped(x: Array) -> Array:  # (b, heads or 1, t, s) -> (b, kv or 1, group or 1, t, s)
+        return x.reshape(x.shape[0], *((kv, -1) if x.shape[1] > 1 else (1, 1)), *x.shape[2:])
+
     product = functools.partial(lax.dot_general, preferred_element_type=jnp.float32)
-    scores = product(q * q.shape[-1] ** -0.5, k, (((3,), (3,)), ((0, 1), (0, 1))))
+    # -> (b, kv, group, t, s)
+    scores = product(q * d**-0.5, k, (((4,), (3,)), ((0, 1), (0, 1))))
+    if bias is not None:
+        scores = scores + grouped(bias)
+    seen = None if mask is None else grouped(mask)
     if is_causal:
-        past = jnp.tri(*scores.shape[2:], dtype=bool)
-        mask = past if mask is None else mask & past
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        past = jnp.tri(*scores.shape[-2:], dtype=bool)
+        seen = past if seen is None else seen & past
+    if seen is not None:
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
-    y = product(weights.astype(v.dtype), v, (((3,), (2,)), ((0, 1), (0, 1))))
+    # -> (b, kv, group, t, d)
+    y = product(weights.astype(v.dtype), v, (((4,), (2,)), ((0, 1), (0, 1))))
     y = (y / weights.sum(-1, keepdims=True)).astype(v.dtype)
-    return y.swapaxes(1, 2)  # (b, heads, t, d) -> (b, t, heads, d)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, t, heads, d)
 
 
 def fused_kernel(device: Any, dtype: Any, head_channels: int) -> Literal["cudnn"] | None:

@@ -199,9 +199,11 @@ def draw_codes(
 
     def step(carry: Any, token: Array) -> tuple[Any, Array]:
         cache, position = carry
-        read: Any = prior.apply({"params": params}, token, cache, position, method="decode")
+        read: Any = prior.apply(
+            {"params": params}, token[:, None], cache, position, method="extend"
+        )
         logits, cache = read
-        return (cache, position + 1), logits
+        return (cache, position + 1), logits[:, 0]  # (b, 1, codes) -> (b, codes)
 
     return sample_tokens(
         step,

@@ -1,6 +1,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ def make(**options):
     return model, params, jax.jit(lambda tokens: model.apply({"params": params}, tokens))
 
 
-def gpt2(params, tokens, heads=2, eps=1e-5):
+def gpt2(params, tokens, eps=1e-5):
     """GPT-2 of one sequence, in float64, from its description."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
@@ -33,17 +34,18 @@ def gpt2(params, tokens, heads=2, eps=1e-5):
     dense = lambda x, p: x @ p["kernel"] + p["bias"]
     x = params["tokens"]["embedding"][tokens] + params["positions"]["embedding"][: len(tokens)]
     for i in range(2):
-        p = params[f"blocks_{i}"]
-        q, k, v = np.split(dense(norm(x, p["attention_norm"]), p["qkv"]), 3, -1)
-        heard = []
-        for q, k, v in zip(*(np.split(a, heads, -1) for a in (q, k, v)), strict=True):
+        p = jax.tree.map(lambda v, i=i: v[i], params["blocks"])
+        qkv, out = p["attention"]["qkv"], p["attention"]["out"]
+        y = norm(x, p["attention_norm"])
+        x = x + out["bias"]
+        for head in range(2):
+            q, k, v = (y @ qkv["kernel"][:, head, j] + qkv["bias"][head, j] for j in range(3))
             scores = np.where(np.tri(len(x)), q @ k.T / math.sqrt(q.shape[-1]), -np.inf)
             weight = np.exp(scores - scores.max(-1, keepdims=True))
-            heard.append(weight / weight.sum(-1, keepdims=True) @ v)
-        x = x + dense(np.concatenate(heard, -1), p["attention_out"])
-        h = dense(norm(x, p["mlp_norm"]), p["mlp_in"])
+            x = x + weight / weight.sum(-1, keepdims=True) @ v @ out["kernel"][head]
+        h = dense(norm(x, p["mlp_norm"]), p["mlp"]["in"])
         h = 0.5 * h * (1 + np.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-        x = x + dense(h, p["mlp_out"])
+        x = x + dense(h, p["mlp"]["out"])
     return norm(x, params["norm"]) @ params["tokens"]["embedding"][:11].T
 
 
@@ -53,19 +55,106 @@ def test_it_is_gpt2():
     np.testing.assert_allclose(apply(TOKENS), expected, atol=1e-4)
 
 
-def test_what_is_remembered_gives_the_same_logits():
-    model, params, apply = make()
-    variables, read = {"params": params}, 3
-    logits, cache = model.apply(
-        variables, TOKENS[:, :read], model.make_cache(2), 0, method="extend"
-    )
+MODERN = {"positions": "rotary", "norm": "rms", "mlp": "swiglu", "bias": False, "tied": False}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, MODERN, {"positions": "alibi", "kv_heads": 1}, {"positions": "sinusoidal"}],
+    ids=lambda options: options.get("positions", "learned"),
+)
+def test_what_is_remembered_gives_the_same_logits(options):
+    """All at once, a few and then one by one, behind padding, and rows at different slots."""
+    model, params, apply = make(**options)
+    expected = apply(TOKENS)
+    extend = jax.jit(functools.partial(model.apply, {"params": params}, method="extend"))
+    logits, cache = extend(TOKENS[:, :3], model.make_cache(2, 8), 0)
     parts = [logits]
-    decode = jax.jit(functools.partial(model.apply, method="decode"))
-    for position in range(read, 6):
-        logits, cache = decode(variables, TOKENS[:, position], cache, position)
-        assert logits.shape == (2, 11)
-        parts.append(logits[:, None])
-    np.testing.assert_allclose(np.concatenate(parts, 1), apply(TOKENS), rtol=1e-5, atol=1e-5)
+    for slot in range(3, 6):
+        logits, cache = extend(TOKENS[:, slot : slot + 1], cache, slot)
+        parts.append(logits)
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-5, atol=1e-5)
+
+    padded = np.stack([np.pad(TOKENS[0], (2, 0)), np.pad(TOKENS[1], (1, 1))]).astype(np.int32)
+    starts = np.array([2, 1], np.int32)
+    logits, _ = extend(padded, model.make_cache(2, 8), 0, starts)
+    found = np.stack([logits[0, 2:], logits[1, 1:7]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+    logits, _ = extend(TOKENS, model.make_cache(2, 8), starts, starts)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["learned", "alibi"])
+def test_documents_in_a_row_do_not_see_each_other(positions):
+    _, params, apply = make(positions=positions)
+    model = make(positions=positions)[0]
+    segment = np.array([[0, 0, 1, 1, 1, 1], [3, 3, 3, 3, 7, 7]])
+    run = jax.jit(
+        lambda tokens, segment=None: model.apply({"params": params}, tokens, None, segment)
+    )
+    logits = run(TOKENS, segment)
+    for row, document in ((0, slice(0, 2)), (0, slice(2, 6)), (1, slice(0, 4)), (1, slice(4, 6))):
+        alone = run(TOKENS[row : row + 1, document])
+        np.testing.assert_allclose(logits[row, document], alone[0], rtol=1e-5, atol=1e-5)
+    assert np.abs(logits[:, 4:] - apply(TOKENS)[:, 4:]).max() > 0.1
+
+
+def test_the_modern_one_is_llamas():
+    """RMSNorm, rotations and SwiGLU of one sequence, in float64, from their descriptions."""
+    _, params, apply = make(**MODERN, kv_heads=1)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    assert params["blocks"]["mlp"]["in"]["kernel"].shape == (2, 8, 21)
+
+    def norm(x, p):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * p["scale"]
+
+    def turn(x):  # (t, 4): two complex numbers, of frequencies 1 and 1/100
+        z = x[:, :2] + 1j * x[:, 2:]
+        z = z * np.exp(1j * np.arange(len(x))[:, None] * np.array([1, 0.01]))
+        return np.concatenate([z.real, z.imag], -1)
+
+    tokens = TOKENS[0]
+    x = params["tokens"]["embedding"][tokens]
+    for i in range(2):
+        p = jax.tree.map(lambda v, i=i: v[i], params["blocks"])
+        y, kernel = norm(x, p["attention_norm"]), p["attention"]["qkv"]["kernel"][:, 0]
+        k, v = turn(y @ kernel[:, 2]), y @ kernel[:, 3]  # one for both heads
+        for head in range(2):
+            scores = turn(y @ kernel[:, head]) @ k.T / 2
+            weight = np.exp(np.where(np.tri(len(x)), scores, -np.inf))
+            heard = weight / weight.sum(-1, keepdims=True) @ v
+            x = x + heard @ p["attention"]["out"]["kernel"][head]
+        y, mlp = norm(x, p["mlp_norm"]), p["mlp"]
+        h = y @ mlp["in"]["kernel"]
+        h = h / (1 + np.exp(-h)) * (y @ mlp["gate"]["kernel"])
+        x = x + h @ mlp["out"]["kernel"]
+    expected = norm(x, params["norm"]) @ params["head"]["kernel"]
+    np.testing.assert_allclose(apply(TOKENS)[0], expected, atol=1e-4)
+
+
+def test_layers_are_the_same_however_they_are_compiled():
+    """In a loop, one by one, and computed again on the way back: values and gradients."""
+    _, params, _ = make()
+
+    def run(**options):
+        model = GPT(11, 6, 2, 2, 8, classes=3, **options)
+        loss = lambda params: (model.apply({"params": params}, TOKENS) ** 2).mean()
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    expected = run()
+    for options in ({"scan": False}, {"remat": True}, {"scan": False, "remat": True}):
+        chex.assert_trees_all_close(run(**options), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_is_an_examples_own():
+    model, params, apply = make(dropout=0.3)
+    keys = jax.random.split(jax.random.key(0), 2)
+    run = jax.jit(lambda tokens, keys: model.apply({"params": params}, tokens, keys))
+    dropped = run(TOKENS, keys)
+    assert (dropped != apply(TOKENS)).mean() > 0.9
+    alone = run(TOKENS[1:], keys[1:])
+    np.testing.assert_allclose(alone, dropped[1:], rtol=1e-5, atol=1e-5)
 
 
 def test_a_class_begins_a_sequence_and_is_never_predicted():
@@ -89,16 +178,16 @@ def test_the_smallest_gpt2_has_its_size():
 
 
 def test_it_starts_as_published():
-    model = GPT(500, 100, 1, 4, 96)
+    model = GPT(500, 100, 2, 4, 96)
     params = jax.jit(model.init)(stream(0, "init"), TOKENS)["params"]
-    block = params["blocks_0"]
+    block, layers = params["blocks"], 2
     for kernel, std in (
         (params["tokens"]["embedding"], 0.02),
         (params["positions"]["embedding"], 0.02),
-        (block["qkv"]["kernel"], 0.02),
-        (block["mlp_in"]["kernel"], 0.02),
-        (block["attention_out"]["kernel"], 0.02 / math.sqrt(2)),
-        (block["mlp_out"]["kernel"], 0.02 / math.sqrt(2)),
+        (block["attention"]["qkv"]["kernel"], 0.02),
+        (block["mlp"]["in"]["kernel"], 0.02),
+        (block["attention"]["out"]["kernel"], 0.02 / math.sqrt(2 * layers)),
+        (block["mlp"]["out"]["kernel"], 0.02 / math.sqrt(2 * layers)),
     ):
         assert abs(kernel.std() / std - 1) < 4 / math.sqrt(2 * kernel.size)
     biases = [x for path, x in jax.tree.leaves_with_path(params) if path[-1].key == "bias"]
@@ -117,6 +206,9 @@ def test_in_bfloat16_weights_and_logits_stay_float32():
     ("options", "message"),
     [
         ({"layers": 0}, "layers=0 must be at least 1"),
+        ({"kv_heads": 3}, "kv_heads=3 must divide heads=2"),
+        ({"positions": "absolute"}, "positions='absolute' must be one of 'learned', 'sinusoidal'"),
+        ({"positions": "rotary", "width": 6}, "heads of d=3 channels cannot be turned"),
         ({"heads": 3}, "width=8 must be a multiple of heads=3"),
         ({"classes": -1}, "classes=-1 must be at least 0"),
         ({"context": 5}, "context=5; the sequence has 6 tokens"),

@@ -1,0 +1,183 @@
+"""Language models: the next token, of all those before it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
+from aigc_jax.functional.likelihood import categorical_nll
+from aigc_jax.models.gpt import GPT
+from aigc_jax.nn.transformer import TENSOR_AXES
+from aigc_jax.samplers.autoregressive import Decoder
+from aigc_jax.samplers.window import generate_long
+
+
+def lm(
+    network: GPT,
+    tx: optax.GradientTransformation,
+    *,
+    begin: int = 0,
+    stop: tuple[int, ...] = (),
+    pad: int = 0,
+    decay: float | None = None,
+) -> Task:
+    """Make the task of a language model (Radford et al. 2019).
+
+    Its loss is −log p(x_t | x_{<t}) in nats a token, averaged over those that count. Batches hold
+    `tokens` (b, t + 1), of which the first t are read and the last t predicted; and may hold `mask`
+    (b, t + 1) float32, what each counts for as a target, and `segment` (b, t + 1), the document
+    each is of, where rows are packed.
+
+    Args:
+        network: such as `models.gpt.GPT`.
+        tx: the optimiser; see `adamw`.
+        begin: the token that an empty prompt stands for.
+        stop: tokens that end a text.
+        pad: the token that comes after an end, and before a prompt that is shorter than others.
+        decay: of the moving average of the weights, if there is to be one.
+
+    Returns:
+        The task, of the network `gpt`, and one phase, `lm`.
+
+    Raises:
+        ValueError: a token is not one of the network's.
+    """
+    known = network.vocabulary + network.classes
+    for name, token in (("begin", begin), ("pad", pad), *(("stop", token) for token in stop)):
+        if not 0 <= token < known:
+            raise ValueError(f"{name}={token} must lie in [0, {known}), the network's tokens")
+
+    def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {"gpt": network.init(key, batch["tokens"][:, :-1])["params"]}, {}
+
+    def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
+        nll, count = _nll(network, params["gpt"], batch, keys if mode.train else None)
+        # A row without a target has no loss, and weighs nothing.
+        return Out(nll / jnp.maximum(count, 1e-9), count)
+
+    def sample(
+        params: Any,
+        stats: Any,
+        keys: Array,
+        cond: Batch,
+        *,
+        length: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        observe: Callable[[np.ndarray], Any] | None = None,
+    ) -> dict[str, Array]:
+        """Continue prompts, or write from nothing.
+
+        Args:
+            params: weights by network.
+            stats: not read.
+            keys: (b,).
+            cond: {"tokens": (b, t)} prompts, and {"start": (b,)} where each begins, if they are
+                padded before; or empty.
+            length: tokens to write. Beyond the network's context, it goes on from the last half.
+            temperature: divides the logits; 0 takes the likeliest token.
+            top_k: keep the k likeliest tokens; 0 keeps all.
+            top_p: keep the likeliest tokens that make up this probability.
+            min_p: keep tokens of at least this share of the likeliest's probability.
+            repetition_penalty: makes tokens that were there less likely; 1 does not.
+            observe: called on the host with each step's (b,) tokens; see `generate`.
+
+        Returns:
+            {"tokens": (b, t + length) int32, prompts and what follows; "start": (b,)}.
+
+        Raises:
+            ValueError: an option is out of range, or the prompt leaves no room in the context.
+        """
+        b = len(keys)
+        tokens = cond.get("tokens", jnp.full((b, 1), begin, jnp.int32)).astype(jnp.int32)
+        start = cond.get("start", jnp.zeros(b, jnp.int32)).astype(jnp.int32)
+        written = generate_long(
+            decoder(network, params["gpt"]),
+            tokens,
+            start,
+            keys,
+            context=network.context,
+            length=length,
+            stop=stop,
+            pad=pad,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            observe=observe,
+        )
+        return {"tokens": jnp.concatenate([tokens, written], 1), "start": start}
+
+    average = {} if decay is None else {"gpt": decay}
+    return Task(init, (Phase("lm", ("gpt",), loss, tx),), sample, average, TENSOR_AXES)
+
+
+def decoder(network: GPT, params: Any) -> Decoder:
+    """Bind a network's weights as what the decoding algorithms of `samplers` read."""
+
+    def extend(
+        tokens: Array, cache: Any, slot: int | Array, start: Array | None
+    ) -> tuple[Array, Any]:
+        read: Any = network.apply({"params": params}, tokens, cache, slot, start, method="extend")
+        return read
+
+    return Decoder(network.make_cache, extend)
+
+
+def lm_terms(network: GPT) -> Callable[[Any, Any, Batch, Array], dict[str, Array]]:
+    """Make the terms by which `metrics.likelihood.evaluate_terms` measures a language model.
+
+    Returns:
+        `(params, stats, batch, keys) -> {"nll", "tokens"}`, each (b,): the nats of a row's tokens,
+        and how many they are.
+    """
+
+    def terms(params: Any, stats: Any, batch: Batch, keys: Array) -> dict[str, Array]:
+        nll, count = _nll(network, params["gpt"], batch, None)
+        return {"nll": nll, "tokens": count}
+
+    return terms
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    weight_decay: float = 0.1,
+    clip: float = 1.0,
+) -> optax.GradientTransformation:
+    """Make the optimiser that Transformers are usually trained by (Brown et al. 2020, appendix B).
+
+    Gradients are clipped to a norm; matrices decay, and biases and normalisation's scales do not.
+    """
+
+    def matrices(params: Any) -> Any:
+        last = lambda path: getattr(path[-1], "key", None)
+        return jax.tree.map_with_path(lambda path, _: last(path) in ("kernel", "embedding"), params)
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.adamw(learning_rate, b1, b2, weight_decay=weight_decay, mask=matrices),
+    )
+
+
+def _nll(network: GPT, params: Any, batch: Batch, keys: Array | None) -> tuple[Array, Array]:
+    """Return the (b,) nats of rows' targets, and their (b,) weights."""
+    tokens, segment, mask = batch["tokens"], batch.get("segment"), batch.get("mask")
+    mask = jnp.ones(tokens.shape, jnp.float32) if mask is None else mask
+    if segment is not None:
+        # A document does not tell how the next one begins.
+        mask = mask.at[:, 1:].multiply(segment[:, 1:] == segment[:, :-1])
+        segment = segment[:, :-1]
+    logits: Any = network.apply({"params": params}, tokens[:, :-1], keys, segment)
+    return categorical_nll(logits, tokens[:, 1:], mask[:, 1:]), mask[:, 1:].sum(1)

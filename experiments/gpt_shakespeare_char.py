@@ -1,0 +1,105 @@
+"""A small GPT of tiny Shakespeare, character by character: nanoGPT's recipes (Karpathy 2022).
+
+    aigc train gpt_shakespeare_char
+    aigc train gpt_shakespeare_char --preset gpu
+    aigc sample runs/gpt_shakespeare_char --prompt "ROMEO:" --n 1
+
+Hardware: 2 CPU cores; with --preset gpu, one GPU.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from aigc_jax.core.types import Experiment
+from aigc_jax.data.batches import batches
+from aigc_jax.data.tokens import Windows, text_stream
+from aigc_jax.metrics.text import evaluate_lm, read_prompts, show_texts
+from aigc_jax.models.gpt import GPT
+from aigc_jax.tasks.lm import adamw, lm, lm_terms
+
+
+class Recipe(NamedTuple):
+    """What a preset sets, unless the command line does."""
+
+    layers: int
+    heads: int
+    width: int
+    context: int
+    batch: int
+    dropout: float
+    steps: int
+    dtype: Literal["float32", "bfloat16"]
+
+
+PRESETS = {
+    "cpu": Recipe(4, 4, 128, 64, 12, 0.0, 2000, "float32"),
+    "gpu": Recipe(6, 6, 384, 256, 64, 0.2, 5000, "bfloat16"),
+}
+
+
+def gpt_shakespeare_char(
+    *,
+    data: str = "tiny_shakespeare",
+    preset: Literal["cpu", "gpu"] = "cpu",
+    layers: int | None = None,
+    heads: int | None = None,
+    width: int | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+    dropout: float | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+    learning_rate: float = 1e-3,
+    warmup: int = 100,
+    scan: bool = False,
+) -> Experiment:
+    """Write Shakespeare, character by character (GPT-2's architecture, without biases).
+
+    Args:
+        data: a TFDS name, a file of UTF-8 text, or a folder that `aigc tokenize` made.
+        preset: nanoGPT's recipe for a CPU, or for one GPU; what follows is of it unless given.
+        layers: of the network.
+        heads: of its attention.
+        width: of its embeddings.
+        context: characters that it sees.
+        batch: windows a step.
+        dropout: of embeddings and of what each part adds.
+        dtype: of the computation.
+        learning_rate: of AdamW, at its highest; it falls to a tenth along a cosine.
+        warmup: steps over which it rises.
+        scan: compile one block for all layers.
+    """
+    given = {"layers": layers, "heads": heads, "width": width, "context": context}
+    given |= {"batch": batch, "dropout": dropout, "dtype": dtype}
+    of = PRESETS[preset]._replace(**{k: v for k, v in given.items() if v is not None})
+    text, length = text_stream(data, kind="char"), of.context + 1
+    tokenizer = text.tokenizer
+    test = Windows(text.test, length, stride=of.context)
+    network = GPT(
+        tokenizer.size,
+        of.context,
+        of.layers,
+        of.heads,
+        of.width,
+        bias=False,
+        dropout=of.dropout,
+        scan=scan,
+        dtype=jnp.dtype(of.dtype),
+    )
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, learning_rate, warmup, of.steps, learning_rate / 10
+    )
+    [newline] = tokenizer.encode("\n")
+    show = show_texts(tokenizer)
+    return Experiment(
+        task=lm(network, adamw(rate, b2=0.99), begin=newline),
+        data=lambda seed: batches(Windows(text.train, length), of.batch, seed),
+        steps=of.steps,
+        batch=of.batch,
+        evaluate=lambda model: evaluate_lm(model, lm_terms(network), test, tokenizer),
+        picture=lambda model: show(model.draw(4, length=512)),
+        best=(f"nats_per_token/test-{len(test) * of.context}", "min"),
+        show=show,
+        prompt=read_prompts(tokenizer, of.context),
+    )
