@@ -7,14 +7,14 @@
 Hardware: 2 CPU cores; with --preset gpu, one GPU.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from aigc_jax.core.types import Experiment
 from aigc_jax.data.batches import batches
-from aigc_jax.data.tokens import Windows, text_stream
+from aigc_jax.data.tokens import TextStream, Windows, text_stream
 from aigc_jax.metrics.text import evaluate_lm, read_prompts, show_texts
 from aigc_jax.models.gpt import GPT
 from aigc_jax.tasks.lm import adamw, lm, lm_terms
@@ -73,11 +73,9 @@ def gpt_shakespeare_char(
     given = {"layers": layers, "heads": heads, "width": width, "context": context}
     given |= {"batch": batch, "dropout": dropout, "dtype": dtype}
     of = PRESETS[preset]._replace(**{k: v for k, v in given.items() if v is not None})
-    text, length = text_stream(data, kind="char"), of.context + 1
-    tokenizer = text.tokenizer
-    test = Windows(text.test, length, stride=of.context)
+    text = text_stream(data, kind="char")
     network = GPT(
-        tokenizer.size,
+        text.tokenizer.size,
         of.context,
         of.layers,
         of.heads,
@@ -90,16 +88,49 @@ def gpt_shakespeare_char(
     rate = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup, of.steps, learning_rate / 10
     )
-    [newline] = tokenizer.encode("\n")
-    show = show_texts(tokenizer)
+    [newline] = text.tokenizer.encode("\n")
+    return language_model(
+        text, network, adamw(rate, b2=0.99), batch=of.batch, steps=of.steps, begin=newline
+    )
+
+
+def language_model(
+    text: TextStream,
+    network: GPT,
+    tx: optax.GradientTransformation,
+    *,
+    batch: int,
+    steps: int,
+    begin: int,
+    stride: int = 1,
+    n: int | None = None,
+) -> Experiment:
+    """Surround a language model with its data, evaluation and pictures.
+
+    Args:
+        text: to learn from.
+        network: the model.
+        tx: its optimiser.
+        batch: windows a step.
+        steps: how long to train.
+        begin: the token that an empty prompt stands for.
+        stride: tokens from the start of one window to that of the next.
+        n: windows to evaluate; all by default.
+    """
+    tokenizer, context = text.tokenizer, network.context
+    train = Windows(text.train, context + 1, stride)
+    test = Windows(text.test, context + 1, context)
+    end, pad, show = tokenizer.end, tokenizer.pad, show_texts(tokenizer)
+    ends: dict[str, Any] = {"stop": () if end is None else (end,), "pad": pad or end or 0}
+    measured = min(n or len(test), len(test)) * context
     return Experiment(
-        task=lm(network, adamw(rate, b2=0.99), begin=newline),
-        data=lambda seed: batches(Windows(text.train, length), of.batch, seed),
-        steps=of.steps,
-        batch=of.batch,
-        evaluate=lambda model: evaluate_lm(model, lm_terms(network), test, tokenizer),
+        task=lm(network, tx, begin=begin, vocabulary=tokenizer.size, **ends),
+        data=lambda seed: batches(train, batch, seed),
+        steps=steps,
+        batch=batch,
+        evaluate=lambda model: evaluate_lm(model, lm_terms(network), test, tokenizer, n=n),
         picture=lambda model: show(model.draw(4, length=512)),
-        best=(f"nats_per_token/test-{len(test) * of.context}", "min"),
+        best=(f"nats_per_token/test-{measured}", "min"),
         show=show,
-        prompt=read_prompts(tokenizer, of.context),
+        prompt=read_prompts(tokenizer, context),
     )

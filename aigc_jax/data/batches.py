@@ -342,8 +342,8 @@ def _settle_worker(index: int, count: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def whole(source: Source, transform: Transform | None = None) -> Examples:
-    """Read a whole source, in its own order, under a transform that draws nothing at random.
+def whole(source: Source, transform: Transform | None = None, n: int | None = None) -> Examples:
+    """Read a source, all or its first n, in order, under a transform that draws nothing at random.
 
     Example:
         >>> from aigc_jax.data.sources import digits
@@ -351,7 +351,7 @@ def whole(source: Source, transform: Transform | None = None) -> Examples:
         >>> whole(digits().test, normalise)["image"].shape[1:]
         (8, 8, 1)
     """
-    places = np.arange(len(source))
+    places = np.arange(len(source) if n is None else min(n, len(source)))
     examples = source.read(places)
     return examples if transform is None else transform(examples, Address(0, places))
 

@@ -51,7 +51,7 @@ def evaluate_codebook(
     n = min(n or len(data.test), len(data.test)) // batch * batch
     if not n:
         raise ValueError(f"batch={batch} must be at most the number of examples")
-    examples = {name: x[:n] for name, x in whole(data.test, transform).items()}
+    examples = whole(data.test, transform, n)
     run = jax.jit(encode)
     index = batched(lambda some: run(model.params, model.stats, some), examples, batch)
     of_batches = index.reshape(n // batch, -1)  # (n, ...) -> (batches, ...)

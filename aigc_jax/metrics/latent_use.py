@@ -121,7 +121,7 @@ def evaluate_latent_use(
         KL(q(z) ‖ p(z)), the rest of the divergence; nats.
     """
     n = min(n or len(data.test), len(data.test))
-    examples = {name: x[:n] for name, x in whole(data.test, transform).items()}
+    examples = whole(data.test, transform, n)
     run = jax.jit(posterior)
     gaussian = batched(lambda some: run(model.params, some), examples, batch)
     mu, logvar = (x.reshape(n, -1) for x in gaussian)  # (n, ...) -> (n, d)

@@ -40,7 +40,7 @@ def evaluate_terms(
         `{"<name>/test-<n>": average}`, in the unit of the term.
     """
     n = min(n or len(data.test), len(data.test))
-    examples = {name: x[:n] for name, x in whole(data.test, transform).items()}
+    examples = whole(data.test, transform, n)
 
     @jax.jit
     def run(params: Any, stats: Any, examples: Any, index: Array) -> dict[str, Array]:

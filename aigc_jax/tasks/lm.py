@@ -24,6 +24,7 @@ def lm(
     begin: int = 0,
     stop: tuple[int, ...] = (),
     pad: int = 0,
+    vocabulary: int | None = None,
     decay: float | None = None,
 ) -> Task:
     """Make the task of a language model (Radford et al. 2019).
@@ -39,6 +40,8 @@ def lm(
         begin: the token that an empty prompt stands for.
         stop: tokens that end a text.
         pad: the token that comes after an end, and before a prompt that is shorter than others.
+        vocabulary: how many tokens there are, from 0 on, if the network has more, such as a
+            multiple of 128 for the sake of matrix units; the rest is never written.
         decay: of the moving average of the weights, if there is to be one.
 
     Returns:
@@ -48,6 +51,9 @@ def lm(
         ValueError: a token is not one of the network's.
     """
     known = network.vocabulary + network.classes
+    if vocabulary is not None and not 1 <= vocabulary <= network.vocabulary:
+        most = network.vocabulary
+        raise ValueError(f"vocabulary={vocabulary} must lie in [1, {most}], the network's tokens")
     for name, token in (("begin", begin), ("pad", pad), *(("stop", token) for token in stop)):
         if not 0 <= token < known:
             raise ValueError(f"{name}={token} must lie in [0, {known}), the network's tokens")
@@ -100,7 +106,7 @@ def lm(
         tokens = cond.get("tokens", jnp.full((b, 1), begin, jnp.int32)).astype(jnp.int32)
         start = cond.get("start", jnp.zeros(b, jnp.int32)).astype(jnp.int32)
         written = generate_long(
-            decoder(network, params["gpt"]),
+            decoder(network, params["gpt"], vocabulary),
             tokens,
             start,
             keys,
@@ -121,14 +127,18 @@ def lm(
     return Task(init, (Phase("lm", ("gpt",), loss, tx),), sample, average, TENSOR_AXES)
 
 
-def decoder(network: GPT, params: Any) -> Decoder:
-    """Bind a network's weights as what the decoding algorithms of `samplers` read."""
+def decoder(network: GPT, params: Any, vocabulary: int | None = None) -> Decoder:
+    """Bind a network's weights as what the decoding algorithms of `samplers` read.
+
+    Of a `vocabulary`, the logits of other tokens are left away.
+    """
 
     def extend(
         tokens: Array, cache: Any, slot: int | Array, start: Array | None
     ) -> tuple[Array, Any]:
         read: Any = network.apply({"params": params}, tokens, cache, slot, start, method="extend")
-        return read
+        logits, cache = read
+        return logits[..., :vocabulary], cache
 
     return Decoder(network.make_cache, extend)
 

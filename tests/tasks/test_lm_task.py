@@ -98,6 +98,12 @@ def test_it_writes_on_beyond_its_context():
     assert drawn.shape == (34,)
 
 
+def test_tokens_that_do_not_exist_are_never_written():
+    state, _ = trained()
+    drawn = make(vocabulary=3).sample(state.params, {}, KEYS, {}, length=40, temperature=5.0)
+    assert set(np.unique(drawn["tokens"])) == {0, 1, 2}
+
+
 def test_its_terms_are_those_of_the_loss():
     state, _ = trained()
     tokens = np.random.default_rng(1).integers(0, 7, (3, 6)).astype(np.int32)
@@ -132,6 +138,7 @@ def test_gradients_are_clipped():
         ({"begin": 7}, r"begin=7 must lie in \[0, 7\)"),
         ({"stop": (1, -1)}, "stop=-1 must lie"),
         ({"pad": 9}, "pad=9 must lie"),
+        ({"vocabulary": 8}, r"vocabulary=8 must lie in \[1, 7\]"),
     ],
 )
 def test_tokens_of_another_vocabulary_are_refused(options, message):
