@@ -137,6 +137,8 @@ class Experiment(NamedTuple):
         show: `(samples) -> {file stem: what is shown}`, as of `picture`, where samples are not
             images.
         prompt: `(texts) -> cond` of as many samples, where a model goes on from texts.
+        weights: `() -> {network: parameters}` to begin from, in place of those that the task makes;
+            called once, when a training begins.
     """
 
     task: Task
@@ -151,3 +153,4 @@ class Experiment(NamedTuple):
     originals: Callable[[int], dict[str, Any]] | None = None
     show: Callable[[Any], dict[str, Any]] | None = None
     prompt: Callable[[Sequence[str]], dict[str, Any]] | None = None
+    weights: Callable[[], dict[str, Any]] | None = None

@@ -1,6 +1,6 @@
 """The compilers of a step and of a sampler: `jit` over a mesh, and `pmap`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,10 +20,10 @@ Program = Callable[..., tuple[State, Metrics]]  # a compiled `Step`, perhaps of 
 
 
 def jit_init(task: Task, mesh: Mesh, rule: Rule | None = None) -> Callable[..., State]:
-    """Compile `(key, batch) -> State` so that each leaf is made where the rule puts it."""
+    """Compile `(key, batch, weights={}) -> State`: each leaf is made where the rule puts it."""
 
-    def start(key: jax.Array, batch: Batch) -> State:
-        state = init(task, key, batch)
+    def start(key: jax.Array, batch: Batch, weights: Mapping[str, Any] = {}) -> State:
+        state = init(task, key, batch, weights)
         where = shardings(state, mesh, rule or lay_out(task.tensor))
         return lax.with_sharding_constraint(state, where)
 

@@ -365,10 +365,11 @@ def _initial(
             f"to each of {processes} processes"
         )
     # Every process must start from the same values, and their shares of the data differ.
-    start = functools.partial(
+    make = functools.partial(
         jit_init(experiment.task, mesh), stream(seed, "init"), jax.tree.map(np.zeros_like, first)
     )
-    shapes = jax.eval_shape(start)
+    start = lambda: make(experiment.weights() if experiment.weights else {})
+    shapes = jax.eval_shape(make)
     like = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
         shapes,

@@ -1,7 +1,7 @@
 """One training step of any task, as a pure function."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -18,22 +18,25 @@ Metrics = dict[str, Mean]
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
-def init(task: Task, key: Array, batch: Batch) -> State:
+def init(task: Task, key: Array, batch: Batch, weights: Mapping[str, Any] = {}) -> State:
     """Make the state of a task before its first step.
 
     Args:
         task: the task.
         key: one key, by custom `stream(seed, "init")`.
         batch: an example of the batches to come; only its shapes and types matter.
+        weights: network -> parameters to begin from, in place of those that the task makes.
 
     Returns:
         The state. Its leaves are copies, so that no two share a buffer and all can be donated.
 
     Raises:
-        ValueError: two phases share a name, a phase or an average names an unknown network, or a
-            phase shares the optimiser of one that trains others.
+        ValueError: two phases share a name, a phase or an average names an unknown network, a
+            phase shares the optimiser of one that trains others, or weights are of an unknown
+            network or of other shapes.
     """
     params, stats = task.init(key, batch)
+    params = params | {name: _fitting(name, new, params) for name, new in weights.items()}
     names = [phase.name for phase in task.phases]
     if len(set(names)) < len(names):
         raise ValueError(f"two phases share a name: {names}")
@@ -59,6 +62,24 @@ def init(task: Task, key: Array, batch: Batch) -> State:
         ema={n: {"params": params[n], "stats": stats.get(n, {})} for n in task.average},
     )
     return jax.tree.map(jnp.copy, state)
+
+
+def _fitting(name: str, weights: Any, params: dict[str, Any]) -> Any:
+    """Return weights, as JAX's arrays, if they can stand for those of a network."""
+    if name not in params:
+        raise ValueError(f"weights of {name!r} are given; the networks are {sorted(params)}")
+    shapes = lambda tree: {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jnp.shape(x)
+        for path, x in jax.tree.leaves_with_path(tree)
+    }
+    given, wanted = shapes(weights), shapes(params[name])
+    if different := sorted(p for p in given | wanted if given.get(p) != wanted.get(p)):
+        p = different[0]
+        raise ValueError(
+            f"weights of {name!r} do not fit at {len(different)} paths, the first being {p}: "
+            f"{given.get(p, 'nothing')} is given, and {wanted.get(p, 'nothing')} wanted"
+        )
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), weights, params[name])
 
 
 def averaged(state: State) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -62,10 +62,36 @@ def weighted_mean(w: jax.Array, batch: Any) -> jax.Array:
     return jnp.sum(error * batch["weight"]) / jnp.sum(batch["weight"])
 
 
-# Law 2: only the step divides
-
-
 LINE = make_task(Phase("fit", ("a",), fit_line("a"), optax.sgd(1.0)))
+
+
+# Weights to begin from
+
+
+def test_a_network_begins_from_weights_that_are_given():
+    task = make_task(Phase("fit", ("a",), fit_line("a"), optax.sgd(1.0)), average={"a": 0.9})
+    given = {"w": np.array([7.0, 8.0, 9.0])}
+    state = init(task, stream(SEED, "init"), make_batch(), {"a": given})
+    np.testing.assert_array_equal(state.params["a"]["w"], given["w"])
+    np.testing.assert_array_equal(state.ema["a"]["params"]["w"], given["w"])
+    np.testing.assert_array_equal(state.params["b"]["w"], begin(task).params["b"]["w"])
+    assert state.params["a"]["w"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"c": {}}, r"weights of 'c' are given; the networks are \['a', 'b'\]"),
+        ({"a": {"w": np.ones(4)}}, r"the first being w: \(4,\) is given, and \(3,\) wanted"),
+        ({"a": {"v": np.ones(3)}}, r"at 2 paths, the first being v: \(3,\) is given, and nothing"),
+    ],
+)
+def test_weights_of_others_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        init(LINE, stream(SEED, "init"), make_batch(), weights)
+
+
+# Law 2: only the step divides
 
 
 @pytest.fixture(scope="module")
