@@ -1,4 +1,4 @@
-"""Measure beside PyTorch and diffusers: `python -m benchmarks.peers [CASE ...]`.
+"""Measure beside PyTorch, diffusers and transformers: `python -m benchmarks.peers [CASE ...]`.
 
 Each case does the same work on both sides, from the same weights where there is a converter: first
 the difference of what they compute, then the ratio of speeds, over rounds in which the two
@@ -32,11 +32,15 @@ from aigc_jax.data import batches, sources, transforms
 from aigc_jax.functional.adversarial import NON_SATURATING
 from aigc_jax.functional.schedules import linear, uniform_times
 from aigc_jax.models import dcgan
+from aigc_jax.models.gpt import GPT
 from aigc_jax.models.vae import MLPDecoder, MLPEncoder
+from aigc_jax.pretrained.gpt2 import read_gpt2
 from aigc_jax.pretrained.unet2d import read_unet2d
+from aigc_jax.samplers.autoregressive import generate
 from aigc_jax.samplers.diffusion import sample_ddim
 from aigc_jax.tasks.diffusion import diffusion, predictor
 from aigc_jax.tasks.gan import gan
+from aigc_jax.tasks.lm import adamw, decoder, lm
 from aigc_jax.tasks.vae import vae
 from aigc_jax.train.compile import jit_init, jit_step
 from benchmarks import record
@@ -281,6 +285,142 @@ def input_pipeline(batch: int = 128, steps: int = 100) -> Case:
     return Case(lambda: [next(ready) for _ in range(steps)], peers, batch * steps, batch * steps)
 
 
+def gpt_step(inner_steps: int = 10) -> Case:
+    """A step of nanoGPT's CPU recipe: 4 layers of width 128, 12 windows of 64 characters, AdamW."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as f
+
+    layers, heads, width, context, batch, vocabulary = 4, 4, 128, 64, 12, 65
+    shape = (inner_steps, batch, context + 1)
+    tokens = np.random.default_rng(0).integers(0, vocabulary, shape).astype(np.int32)
+    network = GPT(vocabulary, context, layers, heads, width, bias=False, scan=False)
+    task = lm(network, adamw(1e-3, b2=0.99))
+    params = jit_init(task, make_mesh())(stream(0, "init"), {"tokens": tokens[0]}).params
+    advance = stepper(task, {"tokens": tokens}, params, inner_steps)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = (nn.LayerNorm(width, bias=False) for _ in range(2))
+            self.qkv, self.out = (nn.Linear(width, n, bias=False) for n in (3 * width, width))
+            self.wide = nn.Linear(width, 4 * width, bias=False)
+            self.narrow = nn.Linear(4 * width, width, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            q, k, v = (
+                y.view(*y.shape[:2], heads, -1).transpose(1, 2)
+                for y in self.qkv(self.norm1(x)).split(width, 2)
+            )
+            y = f.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(y.transpose(1, 2).reshape(x.shape))
+            return x + self.narrow(f.gelu(self.wide(self.norm2(x)), approximate="tanh"))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(layers)))
+            self.norm = nn.LayerNorm(width, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            x = self.tokens(x) + self.places.weight[: x.shape[1]]
+            return self.norm(self.blocks(x)) @ self.tokens.weight.T
+
+    def load(net: Any) -> Any:
+        """Give it our weights: linear layers are (out, in), and queries stand before all keys."""
+        ours = jax.tree.map(np.asarray, params["gpt"])
+        put = lambda parameter, x: parameter.data.copy_(torch.tensor(np.ascontiguousarray(x)))
+        put(net.tokens.weight, ours["tokens"]["embedding"])
+        put(net.places.weight, ours["positions"]["embedding"])
+        put(net.norm.weight, ours["norm"]["scale"])
+        for i, block in enumerate(net.blocks):
+            of = jax.tree.map(lambda x, i=i: x[i], ours["blocks"])
+            qkv = of["attention"]["qkv"]["kernel"].swapaxes(1, 2)  # (in, heads, 3, d)
+            put(block.qkv.weight, qkv.reshape(width, -1).T)
+            put(block.out.weight, of["attention"]["out"]["kernel"].reshape(width, width).T)
+            put(block.wide.weight, of["mlp"]["in"]["kernel"].T)
+            put(block.narrow.weight, of["mlp"]["out"]["kernel"].T)
+            put(block.norm1.weight, of["attention_norm"]["scale"])
+            put(block.norm2.weight, of["mlp_norm"]["scale"])
+        return net
+
+    data = torch.tensor(tokens, dtype=torch.long)
+
+    def step(net: Any) -> Callable[[], Any]:
+        matrices = [p for p in net.parameters() if p.ndim > 1]
+        scales = [p for p in net.parameters() if p.ndim == 1]
+        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0}]
+        optimiser = torch.optim.AdamW(groups, 1e-3, (0.9, 0.99), fused=True)
+
+        def run() -> None:
+            for x in data:
+                optimiser.zero_grad(set_to_none=True)
+                f.cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).backward()
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimiser.step()
+
+        return run
+
+    ours = network.apply({"params": params["gpt"]}, tokens[0, :, :-1])
+    with torch.inference_mode():
+        theirs = load(Net())(data[0, :, :-1]).numpy()
+    difference = float(np.abs(np.asarray(ours) - theirs).max())
+    peers = {"eager": step(load(Net())), "compile": step(torch.compile(load(Net())))}
+    each = inner_steps * batch * context
+    return Case(advance, peers, each, each, difference)
+
+
+def gpt_generate(batch: int, size: str, length: int = 128) -> Case:
+    """Greedy decoding on a cache, against transformers' `generate` of the same weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    layers, heads, width, vocabulary = SIZES[size]
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=256,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    net = GPT2LMHeadModel(config).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        net.save_pretrained(directory)
+        network, params = read_gpt2(directory)
+    prompt = np.random.default_rng(0).integers(0, vocabulary, (batch, 32)).astype(np.int32)
+    keys = example_keys(stream(0, "sample"), jnp.arange(batch))
+
+    @jax.jit
+    def write(params: Any, tokens: Any) -> Any:
+        options = {"length": length, "temperature": 0.0}
+        return generate(decoder(network, {"gpt": params}), tokens, None, keys, **options)
+
+    tokens = torch.tensor(prompt, dtype=torch.long)
+    options = {"do_sample": False, "max_new_tokens": length, "pad_token_id": 0}
+
+    def theirs(**more: Any) -> Callable[[], Any]:
+        mask = torch.ones_like(tokens)
+
+        def run() -> Any:
+            with torch.inference_mode():
+                return net.generate(tokens, attention_mask=mask, **options, **more)
+
+        return run
+
+    peers = {"dynamic cache": theirs(), "static cache": theirs(cache_implementation="static")}
+    ours = lambda: jax.block_until_ready(write(params, prompt))
+    logits = network.apply({"params": params}, prompt)
+    with torch.inference_mode():
+        difference = float(np.abs(np.asarray(logits) - net(tokens).logits.numpy()).max())
+    return Case(ours, peers, batch * length, batch * length, difference)
+
+
+SIZES = {"small": (6, 6, 384, 65), "gpt2": (12, 12, 768, 50257)}  # layers, heads, width, vocabulary
+
 CASES: dict[str, Callable[[str], Case]] = {
     "ddpm_step": lambda size: ddpm_step(size, 16),
     "ddim_1": lambda size: ddim(size, 1),
@@ -288,6 +428,11 @@ CASES: dict[str, Callable[[str], Case]] = {
     "dcgan_step": lambda size: dcgan_step(64),
     "vae_step_128": lambda size: vae_step(128),
     "vae_step_8": lambda size: vae_step(8),
+    "gpt_step": lambda size: gpt_step(),
+    "gpt_generate_1": lambda size: gpt_generate(1, "small"),
+    "gpt_generate_8": lambda size: gpt_generate(8, "small"),
+    "gpt2_generate_1": lambda size: gpt_generate(1, "gpt2"),
+    "gpt2_generate_8": lambda size: gpt_generate(8, "gpt2"),
     "input": lambda size: input_pipeline(),
 }
 
@@ -448,8 +593,10 @@ def main() -> None:
     with contextlib.suppress(ImportError):
         import diffusers
         import torch
+        import transformers
 
-        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+        modules = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
+        versions = {name: module.__version__ for name, module in modules.items()}
     for line in record.regressions(options.name, rows, ("case", "size"), "ratio"):
         print(f"slower than before: {line}")
     print(f"written to {record.write(options.name, rows, **versions)}")

@@ -4,23 +4,36 @@ A directory holds a `config.json` and a `diffusion_pytorch_model.safetensors`, a
 writes them. Images are NHWC here and NCHW there; times are the same.
 """
 
-import json
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
-from aigc_jax.files import write_json, write_whole
 from aigc_jax.models.unet import Levels, UNet
 from aigc_jax.nn.norm import group_norm
+from aigc_jax.pretrained.huggingface import (
+    CONFIG,
+    Shapes,
+    Tensor,
+    check_options,
+    is_count,
+    linear,
+    open_weights,
+    read_config,
+    read_params,
+    refuse_unless,
+    same,
+    shapes_of,
+    write_params,
+)
 
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+STEM = "diffusion_pytorch_model"
+WEIGHTS = f"{STEM}.safetensors"
 
 # The options of `UNet2DModel`, and what stands for one that a configuration leaves out.
 DEFAULTS: dict[str, Any] = {
@@ -115,33 +128,18 @@ def read_unet2d(directory: str | Path) -> tuple[UNet, dict[str, Any]]:
         ValueError: the weights are there as a pickle only, an option is not supported, or the
             weights do not fit the configuration.
     """
-    config, weights = Path(directory) / CONFIG, Path(directory) / WEIGHTS
-    for path in (config.parent, config):
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
-    if not weights.exists():
-        pickles = sorted(path.name for path in weights.parent.glob("*.bin"))
-        if pickles:
-            raise ValueError(
-                f"{weights.parent} has its weights only as a pickle, {pickles[0]}, which may run"
-                f" any code when it is loaded; save them as {WEIGHTS}"
-            )
-        raise FileNotFoundError(f"{weights} does not exist")
-
+    config = Path(directory) / CONFIG
     options = _read_options(config)
     try:
         unet = _network(options)
     except ValueError as error:
         raise ValueError(f"{config}: {error}") from None
-    tensors = _tensors(unet, options["in_channels"])
-    found = _read_tensors(weights)
-    _compare(
-        {tensor.name: tensor.layout for tensor in tensors},
-        {name: array.shape for name, array in found.items()},
-        f"{weights} does not fit its {CONFIG}",
-    )
-    params = {tensor.path: jnp.asarray(_import(tensor, found[tensor.name])) for tensor in tensors}
-    return unet, unflatten_dict(params)
+    shapes = _shapes(unet, options["in_channels"])
+    tensors = _tensors(unet, shapes)
+    layer = re.compile(rf"(?<=\.)({'|'.join(FORMERLY)})(?=\.(weight|bias)$)")
+    rename = lambda name: layer.sub(lambda m: FORMERLY[m[0]], name)
+    with open_weights(directory, STEM) as weights:
+        return unet, read_params(weights, tensors, shapes, rename=rename)
 
 
 def write_unet2d(
@@ -163,35 +161,27 @@ def write_unet2d(
         ValueError: an attribute of the network has no counterpart, or the parameters are not its.
         OSError: a file cannot be written; those already there stay.
     """
-    from safetensors.numpy import save
-
     arrays: Any = flatten_dict(params)
     unet = unet.clone(attention=_attending(unet, arrays))
     kernel = arrays.get(("conv_in", "kernel"))
     in_channels = 1 if kernel is None else kernel.shape[2] // unet.patch**2
-    tensors = _tensors(unet, in_channels)
-    _compare(
-        {"/".join(tensor.path): tensor.shape for tensor in tensors},
-        {"/".join(path): array.shape for path, array in arrays.items()},
-        "params are not this U-Net's",
+    shapes = _shapes(unet, in_channels)
+    options = _options(unet, shapes, in_channels)
+    options |= {"_class_name": "UNet2DModel", "sample_size": sample_size}
+    write_params(
+        directory,
+        params,
+        _tensors(unet, shapes),
+        shapes,
+        options,
+        network="U-Net",
+        dtype=jnp.float32,
+        stem=STEM,
     )
-    options = _options(unet, tensors, in_channels)
-    options["sample_size"] = sample_size
-    weights = {tensor.name: _export(tensor, arrays[tensor.path]) for tensor in tensors}
-
-    def write(partial: Path) -> None:
-        partial.write_bytes(save(weights, metadata={"format": "pt"}))
-        # Here, so that what cannot be written (a full disk) replaces neither file.
-        write_json(Path(directory) / CONFIG, {"_class_name": "UNet2DModel", **options})
-
-    write_whole(Path(directory) / WEIGHTS, write)
 
 
 def _read_options(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    config = read_config(path)
     options = {name: value for name, value in config.items() if not name.startswith("_")}
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise ValueError(f"{path} is of a {config['_class_name']}; it must be a UNet2DModel")
@@ -201,29 +191,13 @@ def _read_options(path: Path) -> dict[str, Any]:
     return DEFAULTS | options
 
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not whole: {error}") from None
-    layer = re.compile(rf"(?<=\.)({'|'.join(FORMERLY)})(?=\.(weight|bias)$)")
-    return {layer.sub(lambda m: FORMERLY[m[0]], name): array for name, array in tensors.items()}
-
-
 def _network(options: Mapping[str, Any]) -> UNet:
     """Build the network of a configuration, or say what of it is not supported."""
 
-    def need(name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"{name}={options[name]!r} is not supported: it must be {allowed}")
-
-    for name, allowed in SUPPORTED.items():
-        need(name, options[name] in allowed, " or ".join(map(repr, allowed)))
+    need = functools.partial(refuse_unless, options)
+    check_options(options, SUPPORTED)
     widths, shift = options["block_out_channels"], options["freq_shift"]
-    right = bool(widths) and all(map(_is_count, widths))
+    right = bool(widths) and all(map(is_count, widths))
     right = right and widths[0] % 2 == 0 and widths[0] > 2 * max(shift, 0)
     need("block_out_channels", right, "integers, the first even and more than 2 · freq_shift")
     depth, kinds = len(widths), {}
@@ -248,20 +222,20 @@ def _network(options: Mapping[str, Any]) -> UNet:
     attention, resample_blocks = where(lambda _, kind: kind.startswith("Attn")), where(in_a_block)
     everywhere = where(lambda *_: True)
 
-    need("layers_per_block", _is_count(options["layers_per_block"]), "an integer of at least 1")
+    need("layers_per_block", is_count(options["layers_per_block"]), "an integer of at least 1")
     groups, middle = options["norm_num_groups"], options["attn_norm_num_groups"]
-    right = _is_count(groups) and not any(width % groups for width in widths)
+    right = is_count(groups) and not any(width % groups for width in widths)
     need("norm_num_groups", right, "an integer that divides all of block_out_channels")
     if options["add_attention"]:
-        right = middle is None or (_is_count(middle) and widths[-1] % middle == 0)
+        right = middle is None or (is_count(middle) and widths[-1] % middle == 0)
         need("attn_norm_num_groups", right, "None or an integer that divides the last channels")
     attending = [widths[level] for level in (*attention.down, *attention.up)]
     attending += [widths[-1]] if options["add_attention"] else []
     size, most = options["attention_head_dim"], min(attending, default=math.inf)
-    right = size is None or (_is_count(size) and size <= most)
+    right = size is None or (is_count(size) and size <= most)
     need("attention_head_dim", right, f"None or an integer from 1 to {most}, channels that attend")
     labels = options["num_class_embeds"]
-    right = labels is None or (_is_count(labels) and labels > 1)
+    right = labels is None or (is_count(labels) and labels > 1)
     need("num_class_embeds", right, "None or at least 2")
 
     scale_shift = options["resnet_time_scale_shift"] == "scale_shift"
@@ -292,10 +266,6 @@ def _network(options: Mapping[str, Any]) -> UNet:
     )
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
 def _attending(unet: UNet, arrays: Mapping[tuple[str, ...], Any]) -> Levels:
     """Tell at which levels a network attends; by image heights, only its parameters know."""
     if isinstance(unet.attention, Levels):
@@ -309,27 +279,31 @@ def _attending(unet: UNet, arrays: Mapping[tuple[str, ...], Any]) -> Levels:
     return Levels(down, up)
 
 
-class _Tensor(NamedTuple):
-    """A parameter, ours and theirs."""
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    name: str
-    layout: tuple[int, ...]
+def _shapes(unet: UNet, in_channels: int) -> Shapes:
+    """Return the shapes of the parameters of a network whose attention is by level."""
+    side = unet.patch * 2 ** (len(unet.multipliers) - 1)
+    x = jnp.zeros((1, side, side, in_channels))
+    return shapes_of(unet.init, x, jnp.zeros(1))
 
 
-def _tensors(unet: UNet, in_channels: int) -> list[_Tensor]:
-    """List the parameters of a network whose attention is by level."""
+def _tensors(unet: UNet, shapes: Shapes) -> list[Tensor]:
     depth = len(unet.multipliers)
-    side = unet.patch * 2 ** (depth - 1)
-    x = jax.ShapeDtypeStruct((1, side, side, in_channels), jnp.float32)
-    t = jax.ShapeDtypeStruct((1,), jnp.float32)
-    params: Any = jax.eval_shape(unet.init, jax.random.key(0), x, t)["params"]
-    leaves: Any = flatten_dict(params)
-    return [
-        _Tensor(path, leaf.shape, _name(path, depth), _layout(path, leaf.shape))
-        for path, leaf in leaves.items()
-    ]
+    tensors = []
+    for path, leaf in shapes.items():
+        name, layer, shape = _name(path, depth), path[-2], leaf.shape
+        if path[-1] != "kernel":  # a bias is (heads, d) here, and (heads*d,) there
+            flat = shape if path[-1] == "embedding" else (math.prod(shape),)
+            tensors.append(same(name, path, flat))
+        elif len(shape) == 4:
+            # (d, c, h, w) -> (h, w, c, d)
+            split = (shape[3], shape[2], *shape[:2])
+            tensors.append(Tensor(name, split, path, split, (2, 3, 1, 0)))
+        else:
+            n = len(shape) - 1 if layer == "out" else 1
+            (tensor,) = linear("", path[:-1], shape[:n], shape[n:], bias=False)
+            window = (1, 1) if layer == "skip" else ()
+            tensors.append(tensor._replace(name=name, shape=(*tensor.shape, *window)))
+    return tensors
 
 
 def _name(path: tuple[str, ...], depth: int) -> str:
@@ -350,54 +324,7 @@ def _name(path: tuple[str, ...], depth: int) -> str:
     return ".".join([name, *layers, "bias" if leaf == "bias" else "weight"])
 
 
-def _layout(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of their tensor: a kernel is (out, in, height, width)."""
-    *_, layer, leaf = path
-    if leaf == "embedding":
-        return shape
-    if leaf != "kernel":
-        return (math.prod(shape),)  # (heads, d) -> (heads*d,)
-    if len(shape) == 4:
-        return (shape[3], shape[2], *shape[:2])  # (h, w, c, d) -> (d, c, h, w)
-    inputs = math.prod(shape[:-1]) if layer == "out" else shape[0]
-    return (math.prod(shape) // inputs, inputs, *((1, 1) if layer == "skip" else ()))
-
-
-def _import(tensor: _Tensor, array: np.ndarray) -> np.ndarray:
-    if tensor.path[-1] == "kernel":
-        # (out, in, ...) -> (..., in, out)
-        array = array.transpose(*range(2, array.ndim), 1, 0)
-    return array.reshape(tensor.shape).astype(np.float32)
-
-
-def _export(tensor: _Tensor, array: Any) -> np.ndarray:
-    array = np.asarray(array, np.float32)
-    if tensor.path[-1] == "kernel":
-        outputs, inputs, *window = tensor.layout
-        array = array.reshape(*window, inputs, outputs)
-        # (..., in, out) -> (out, in, ...)
-        array = array.transpose(-1, -2, *range(len(window)))
-    return np.ascontiguousarray(array.reshape(tensor.layout))
-
-
-def _compare(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], complaint: str
-) -> None:
-    """Hold the names and shapes of some arrays against others."""
-    wrong = [
-        *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
-        *(f"{name} is unexpected" for name in sorted(found.keys() - expected.keys())),
-        *(
-            f"{name} is {found[name]}, not {expected[name]}"
-            for name in sorted(expected.keys() & found.keys())
-            if found[name] != expected[name]
-        ),
-    ]
-    if wrong:
-        raise ValueError(f"{complaint}: {', '.join(wrong)}")
-
-
-def _options(unet: UNet, tensors: list[_Tensor], in_channels: int) -> dict[str, Any]:
+def _options(unet: UNet, shapes: Shapes, in_channels: int) -> dict[str, Any]:
     """Write the configuration of a network, or say what of it has no counterpart."""
 
     def need(name: str, holds: bool, allowed: str) -> None:
@@ -416,9 +343,9 @@ def _options(unet: UNet, tensors: list[_Tensor], in_channels: int) -> dict[str, 
     need("middle_groups", right, "0 goes with scale_shift alone")
     middle = unet.middle_groups
     numbers = {
-        group_norm(tensor.shape[0], groups=unet.groups).num_groups
-        for tensor in tensors
-        if tensor.path[-1] == "scale" and (middle is None or tensor.path[0] != "middle_attention")
+        group_norm(leaf.shape[0], groups=unet.groups).num_groups
+        for path, leaf in shapes.items()
+        if path[-1] == "scale" and (middle is None or path[0] != "middle_attention")
     }
     right = len(numbers) == 1
     need(

@@ -1,7 +1,7 @@
 """Language models: the next token, of all those before it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,50 @@ from jax import Array
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.gpt import GPT
+from aigc_jax.nn.lora import init_lora, lora
 from aigc_jax.nn.transformer import TENSOR_AXES
 from aigc_jax.samplers.autoregressive import Decoder
 from aigc_jax.samplers.window import generate_long
+
+
+class Adapter(NamedTuple):
+    """What is trained beside a network whose own weights stay as they are.
+
+    Attributes:
+        init: `(key, params) -> own`: what is trained, for a network of such parameters.
+        apply: `(network, params, own, *args, **kwargs)`: what `network.apply` does, adapted.
+    """
+
+    init: Callable[[Array, Any], Any]
+    apply: Callable[..., Any]
+
+
+def low_rank(rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("qkv",)) -> Adapter:
+    """Adapt layers by products of two thin matrices, scaled by α/rank (LoRA, Hu et al. 2021).
+
+    Args:
+        rank: of each product.
+        alpha: α.
+        targets: ends of the paths of layers; see `nn.lora.init_lora`.
+
+    Raises:
+        ValueError: `rank` is less than 1; or, when it is initialised, a target is no layer.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank} must be at least 1")
+
+    def apply(network: Any, params: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
+        with lora(alpha / rank):
+            return network.apply({"params": params, "lora": own}, *args, **kwargs)
+
+    return Adapter(lambda key, params: init_lora(key, params, rank, targets), apply)
 
 
 def lm(
     network: GPT,
     tx: optax.GradientTransformation,
     *,
+    adapter: Adapter | None = None,
     begin: int = 0,
     stop: tuple[int, ...] = (),
     pad: int = 0,
@@ -37,6 +72,8 @@ def lm(
     Args:
         network: such as `models.gpt.GPT`.
         tx: the optimiser; see `adamw`.
+        adapter: trains in the network's stead, such as `low_rank`; the network then stays as it
+            began, so that weights should be given to it.
         begin: the token that an empty prompt stands for.
         stop: tokens that end a text.
         pad: the token that comes after an end, and before a prompt that is shorter than others.
@@ -45,11 +82,12 @@ def lm(
         decay: of the moving average of the weights, if there is to be one.
 
     Returns:
-        The task, of the network `gpt`, and one phase, `lm`.
+        The task, of the network `gpt`, and `adapter` if there is one, and one phase, `lm`.
 
     Raises:
         ValueError: a token is not one of the network's.
     """
+    run, trained = _running(network, adapter), "gpt" if adapter is None else "adapter"
     known = network.vocabulary + network.classes
     if vocabulary is not None and not 1 <= vocabulary <= network.vocabulary:
         most = network.vocabulary
@@ -59,10 +97,13 @@ def lm(
             raise ValueError(f"{name}={token} must lie in [0, {known}), the network's tokens")
 
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
-        return {"gpt": network.init(key, batch["tokens"][:, :-1])["params"]}, {}
+        params = {"gpt": network.init(key, batch["tokens"][:, :-1])["params"]}
+        if adapter is not None:
+            params["adapter"] = adapter.init(jax.random.fold_in(key, 1), params["gpt"])
+        return params, {}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
-        nll, count = _nll(network, params["gpt"], batch, keys if mode.train else None)
+        nll, count = _nll(run, params, batch, keys if mode.train else None)
         # A row without a target has no loss, and weighs nothing.
         return Out(nll / jnp.maximum(count, 1e-9), count)
 
@@ -106,7 +147,7 @@ def lm(
         tokens = cond.get("tokens", jnp.full((b, 1), begin, jnp.int32)).astype(jnp.int32)
         start = cond.get("start", jnp.zeros(b, jnp.int32)).astype(jnp.int32)
         written = generate_long(
-            decoder(network, params["gpt"], vocabulary),
+            decoder(network, params, vocabulary, adapter),
             tokens,
             start,
             keys,
@@ -123,39 +164,75 @@ def lm(
         )
         return {"tokens": jnp.concatenate([tokens, written], 1), "start": start}
 
-    average = {} if decay is None else {"gpt": decay}
-    return Task(init, (Phase("lm", ("gpt",), loss, tx),), sample, average, TENSOR_AXES)
+    average = {} if decay is None else {trained: decay}
+    return Task(init, (Phase("lm", (trained,), loss, tx),), sample, average, TENSOR_AXES)
 
 
-def decoder(network: GPT, params: Any, vocabulary: int | None = None) -> Decoder:
-    """Bind a network's weights as what the decoding algorithms of `samplers` read.
+def decoder(
+    network: GPT, params: Any, vocabulary: int | None = None, adapter: Adapter | None = None
+) -> Decoder:
+    """Bind weights as what the decoding algorithms of `samplers` read.
 
-    Of a `vocabulary`, the logits of other tokens are left away.
+    Args:
+        network: of the language model.
+        params: by network, as the task has them.
+        vocabulary: the logits of other tokens are left away.
+        adapter: as of `lm`.
     """
+    run = _running(network, adapter)
 
     def extend(
         tokens: Array, cache: Any, slot: int | Array, start: Array | None
     ) -> tuple[Array, Any]:
-        read: Any = network.apply({"params": params}, tokens, cache, slot, start, method="extend")
-        logits, cache = read
+        logits, cache = run(params, tokens, cache, slot, start, method="extend")
         return logits[..., :vocabulary], cache
 
     return Decoder(network.make_cache, extend)
 
 
-def lm_terms(network: GPT) -> Callable[[Any, Any, Batch, Array], dict[str, Array]]:
+def lm_terms(
+    network: GPT, adapter: Adapter | None = None
+) -> Callable[[Any, Any, Batch, Array], dict[str, Array]]:
     """Make the terms by which `metrics.likelihood.evaluate_terms` measures a language model.
 
     Returns:
         `(params, stats, batch, keys) -> {"nll", "tokens"}`, each (b,): the nats of a row's tokens,
         and how many they are.
     """
+    run = _running(network, adapter)
 
     def terms(params: Any, stats: Any, batch: Batch, keys: Array) -> dict[str, Array]:
-        nll, count = _nll(network, params["gpt"], batch, None)
+        nll, count = _nll(run, params, batch, None)
         return {"nll": nll, "tokens": count}
 
     return terms
+
+
+def freeze(tx: optax.GradientTransformation, layers: int) -> optax.GradientTransformation:
+    """Train all but the embeddings and the first blocks of a network of stacked layers.
+
+    What is frozen does not decay either.
+
+    Args:
+        tx: the optimiser of the rest.
+        layers: how many blocks stay as they are, with the embeddings; 0 freezes nothing.
+
+    Raises:
+        ValueError: `layers` is negative.
+    """
+    if layers < 0:
+        raise ValueError(f"layers={layers} must be at least 0")
+    if layers == 0:
+        return tx
+
+    def hold(path: Any, update: Array) -> Array:
+        names = [getattr(key, "key", None) for key in path]
+        if "blocks" in names:
+            return update.at[:layers].set(0)
+        return jnp.zeros_like(update) if "embedding" in names else update
+
+    held = optax.stateless(lambda updates, params: jax.tree.map_with_path(hold, updates))
+    return optax.chain(tx, held)
 
 
 def adamw(
@@ -181,7 +258,20 @@ def adamw(
     )
 
 
-def _nll(network: GPT, params: Any, batch: Batch, keys: Array | None) -> tuple[Array, Array]:
+def _running(network: GPT, adapter: Adapter | None) -> Callable[..., Any]:
+    """Make `(params by network, *args, **kwargs)`, which applies the network, adapted or not."""
+    if adapter is None:
+        return lambda params, *args, **kwargs: network.apply(
+            {"params": params["gpt"]}, *args, **kwargs
+        )
+    return lambda params, *args, **kwargs: adapter.apply(
+        network, params["gpt"], params["adapter"], *args, **kwargs
+    )
+
+
+def _nll(
+    run: Callable[..., Any], params: Any, batch: Batch, keys: Array | None
+) -> tuple[Array, Array]:
     """Return the (b,) nats of rows' targets, and their (b,) weights."""
     tokens, segment, mask = batch["tokens"], batch.get("segment"), batch.get("mask")
     mask = jnp.ones(tokens.shape, jnp.float32) if mask is None else mask
@@ -189,5 +279,5 @@ def _nll(network: GPT, params: Any, batch: Batch, keys: Array | None) -> tuple[A
         # A document does not tell how the next one begins.
         mask = mask.at[:, 1:].multiply(segment[:, 1:] == segment[:, :-1])
         segment = segment[:, :-1]
-    logits: Any = network.apply({"params": params}, tokens[:, :-1], keys, segment)
+    logits = run(params, tokens[:, :-1], keys, segment)
     return categorical_nll(logits, tokens[:, 1:], mask[:, 1:]), mask[:, 1:].sum(1)

@@ -252,8 +252,8 @@ def test_a_write_that_fails_changes_nothing(fails, directory, params, monkeypatc
     def no_room(*args, **kwargs):
         raise OSError("no space left on device")
 
-    of = {CONFIG: "aigc_jax.pretrained.unet2d.write_json", WEIGHTS: "pathlib.Path.write_bytes"}
-    monkeypatch.setattr(of[fails], no_room)
+    of = {CONFIG: "write_json", WEIGHTS: "_write_tensors"}
+    monkeypatch.setattr(f"aigc_jax.pretrained.huggingface.{of[fails]}", no_room)
     with pytest.raises(OSError, match="no space"):
         write_unet2d(directory, SMALL.clone(dropout=0.5), jax.tree.map(lambda x: x + 1, params))
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

@@ -1,6 +1,7 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from aigc_jax.core.keys import stream
 from aigc_jax.core.types import Mode
 from aigc_jax.models.gpt import GPT
-from aigc_jax.tasks.lm import adamw, lm, lm_terms
+from aigc_jax.nn.lora import merge
+from aigc_jax.tasks.lm import adamw, freeze, lm, lm_terms, low_rank
 from aigc_jax.train.step import init, make_step
 
 NETWORK = GPT(7, 8, 1, 2, 16)
@@ -144,3 +146,66 @@ def test_gradients_are_clipped():
 def test_tokens_of_another_vocabulary_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def adapted(**options):
+    adapter = low_rank(**options)
+    task = lm(NETWORK, optax.adam(1e-2), adapter=adapter)
+    state = init(
+        task, stream(1, "init"), {"tokens": TEXT[None]}, {"gpt": trained()[0].params["gpt"]}
+    )
+    return adapter, task, state
+
+
+def test_an_adapter_trains_in_the_networks_stead():
+    """It begins as the network it is given, learns another text, and leaves the network alone."""
+    adapter, task, state = adapted(rank=2, targets=("qkv", "mlp"))
+    base = trained()[0].params["gpt"]
+    chex.assert_trees_all_equal(state.params["gpt"], base)
+    other = {"tokens": jnp.tile(np.tile(TEXT[::-1], 2)[:9], (4, 1))}
+    before = lm_terms(NETWORK, adapter)(state.params, {}, other, KEYS)
+    plain = lm_terms(NETWORK)({"gpt": base}, {}, other, KEYS)
+    np.testing.assert_allclose(before["nll"], plain["nll"], rtol=1e-6)
+    step = jax.jit(make_step(task, seed=0))
+    for _ in range(100):
+        state, _ = step(state, other)
+    after = lm_terms(NETWORK, adapter)(state.params, {}, other, KEYS)
+    assert after["nll"][0] < before["nll"][0] / 4
+    chex.assert_trees_all_equal(state.params["gpt"], base)
+
+    # What it writes is of the adapted network, cached as uncached: as merged weights write.
+    drawn = task.sample(
+        state.params, {}, KEYS[:1], {"tokens": TEXT[None, ::-1][:, :3]}, length=5, temperature=0.0
+    )
+    merged = merge(base, state.params["adapter"], 16 / 2)
+    expected = make().sample(
+        {"gpt": merged},
+        {},
+        KEYS[:1],
+        {"tokens": TEXT[None, ::-1][:, :3]},
+        length=5,
+        temperature=0.0,
+    )
+    np.testing.assert_array_equal(drawn["tokens"], expected["tokens"])
+
+
+def test_frozen_layers_stay():
+    network = GPT(7, 8, 3, 2, 16)
+    task = lm(network, freeze(adamw(0.1), layers=2))
+    batch = {"tokens": jnp.tile(TEXT, (2, 1))}
+    state = jax.jit(lambda key: init(task, key, batch))(stream(0, "init"))
+    after, _ = jax.jit(make_step(task, seed=0))(state, batch)
+    moved = jax.tree.map(lambda a, b: np.asarray(a != b), state.params, after.params)["gpt"]
+    for x in jax.tree.leaves(moved["blocks"]):
+        assert not x[:2].any()
+    assert moved["blocks"]["mlp"]["in"]["kernel"][2].all()
+    assert moved["norm"]["scale"].any()
+    assert not moved["tokens"]["embedding"].any()
+    assert not moved["positions"]["embedding"].any()
+
+
+def test_settings_of_fine_tuning_are_checked():
+    with pytest.raises(ValueError, match="rank=0 must be at least 1"):
+        low_rank(0)
+    with pytest.raises(ValueError, match="layers=-1 must be at least 0"):
+        freeze(adamw(0.1), -1)
