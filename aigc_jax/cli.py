@@ -1,4 +1,4 @@
-"""The command line: train, sample, reconstruct, evaluate, tokenize, list.
+"""The command line: train, sample, reconstruct, evaluate, export, tokenize, list.
 
 Nothing is configured here. Every flag is a keyword-only parameter of some function: of the command
 below, of `train.loop.fit`, of an experiment, of a task's sampler; its help is that function's
@@ -38,6 +38,7 @@ Train generative models, draw from them, measure them.
   aigc sample RUN [flags]          draw from a trained model, into a picture or an .npz
   aigc reconstruct RUN [flags]     show held-out examples beside what an autoencoder makes of them
   aigc evaluate RUN [flags]        measure a trained model
+  aigc export RUN --out DIR        write a trained model for other libraries to read
   aigc tokenize TEXT [flags]       make a text into tokens once, for trainings to read
   aigc list                        show the experiments and the runs that are here
 
@@ -57,6 +58,7 @@ USAGE = {
     "sample": "name a run first: aigc sample RUN [flags]; aigc list shows them",
     "reconstruct": "name a run first: aigc reconstruct RUN [flags]; aigc list shows them",
     "evaluate": "name a run first: aigc evaluate RUN [flags]; aigc list shows them",
+    "export": "name a run first: aigc export RUN --out DIR; aigc list shows them",
     "tokenize": "name a text first, a file or a TFDS set: aigc tokenize TEXT --out DIR [flags]",
 }
 
@@ -110,6 +112,7 @@ def _dispatch(words: list[str]) -> int:
         "sample": _sample,
         "reconstruct": _reconstruct,
         "evaluate": _evaluate,
+        "export": _export,
         "tokenize": _tokenize,
     }
     if command not in commands:
@@ -451,6 +454,29 @@ def evaluate(
     else:
         _print_scores(scores)
         print(f"\n{path}")
+    return 0
+
+
+def _export(words: list[str]) -> int:
+    name, *rest = words
+    if name in ("-h", "--help"):
+        parse("aigc export RUN", [name], export)
+    [own] = parse(f"aigc export {shlex.quote(name)}", rest, export)
+    return export(runs.open_run(name), **own)
+
+
+def export(run: runs.Run, *, out: Path, which: Literal["latest", "best"] = "latest") -> int:
+    """Write a trained model in the format of another library, such as Hugging Face's.
+
+    Args:
+        run: what was trained.
+        out: the directory to write to.
+        which: the latest checkpoint, or the one that its evaluation found best.
+    """
+    if run.experiment.export is None:
+        raise ValueError(f"{run.record['experiment']} is known to no other library here")
+    model, step = runs.restore(run, which, _warn)
+    print(f"{out}: {run.experiment.export(model, out)}, at step {step}")
     return 0
 
 

@@ -7,17 +7,19 @@
 Hardware: 2 CPU cores; with --preset gpu, one GPU.
 """
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
-from aigc_jax.core.types import Experiment
+from aigc_jax.core.types import Experiment, Model
 from aigc_jax.data.batches import batches
 from aigc_jax.data.tokens import TextStream, Windows, text_stream
 from aigc_jax.metrics.text import evaluate_lm, read_prompts, show_texts
 from aigc_jax.models.gpt import GPT
-from aigc_jax.tasks.lm import adamw, lm, lm_terms
+from aigc_jax.pretrained.gpt2 import write_gpt2
+from aigc_jax.tasks.lm import Adapter, adamw, lm, lm_terms
 
 
 class Recipe(NamedTuple):
@@ -102,6 +104,8 @@ def language_model(
     batch: int,
     steps: int,
     begin: int,
+    adapter: Adapter | None = None,
+    window: int | None = None,
     stride: int = 1,
     n: int | None = None,
 ) -> Experiment:
@@ -114,23 +118,43 @@ def language_model(
         batch: windows a step.
         steps: how long to train.
         begin: the token that an empty prompt stands for.
+        adapter: what trains in the network's stead.
+        window: tokens of a window; the network's context by default.
         stride: tokens from the start of one window to that of the next.
         n: windows to evaluate; all by default.
+
+    Raises:
+        ValueError: the text has tokens that the network does not know, or a window is longer than
+            its context.
     """
-    tokenizer, context = text.tokenizer, network.context
+    tokenizer, context = text.tokenizer, window or network.context
+    if tokenizer.size > network.vocabulary:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.size} tokens, and the model knows {network.vocabulary}"
+        )
+    if not 1 <= context <= network.context:
+        raise ValueError(f"context={context} must lie in [1, {network.context}], the model's own")
     train = Windows(text.train, context + 1, stride)
     test = Windows(text.test, context + 1, context)
     end, pad, show = tokenizer.end, tokenizer.pad, show_texts(tokenizer)
     ends: dict[str, Any] = {"stop": () if end is None else (end,), "pad": pad or end or 0}
     measured = min(n or len(test), len(test)) * context
+    terms = lm_terms(network, adapter)
+
+    def export(model: Model, directory: Path) -> str:
+        write_gpt2(directory, network, model.params["gpt"], end=end)
+        tokenizer.save(directory)
+        return "a GPT-2 and its tokenizer, for transformers"
+
     return Experiment(
-        task=lm(network, tx, begin=begin, vocabulary=tokenizer.size, **ends),
+        task=lm(network, tx, adapter=adapter, begin=begin, vocabulary=tokenizer.size, **ends),
         data=lambda seed: batches(train, batch, seed),
         steps=steps,
         batch=batch,
-        evaluate=lambda model: evaluate_lm(model, lm_terms(network), test, tokenizer, n=n),
-        picture=lambda model: show(model.draw(4, length=512)),
+        evaluate=lambda model: evaluate_lm(model, terms, test, tokenizer, n=n),
+        picture=lambda model: show(model.draw(4, length=min(512, 2 * context))),
         best=(f"nats_per_token/test-{measured}", "min"),
         show=show,
-        prompt=read_prompts(tokenizer, context),
+        prompt=read_prompts(tokenizer, network.context),
+        export=export,
     )

@@ -1,6 +1,7 @@
 """The one abstraction: a task is its initialiser, an ordered tuple of descents, and a sampler."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
@@ -139,6 +140,8 @@ class Experiment(NamedTuple):
         prompt: `(texts) -> cond` of as many samples, where a model goes on from texts.
         weights: `() -> {network: parameters}` to begin from, in place of those that the task makes;
             called once, when a training begins.
+        export: `(model, directory) -> what was written`, in a format of other libraries; raises a
+            ValueError if the model has none there.
     """
 
     task: Task
@@ -154,3 +157,4 @@ class Experiment(NamedTuple):
     show: Callable[[Any], dict[str, Any]] | None = None
     prompt: Callable[[Sequence[str]], dict[str, Any]] | None = None
     weights: Callable[[], dict[str, Any]] | None = None
+    export: Callable[[Model, Path], str] | None = None
