@@ -6,6 +6,7 @@ docstring. JAX is imported by the commands that compute, so that help and lists 
 """
 
 import filecmp
+import inspect
 import json
 import linecache
 import math
@@ -264,7 +265,8 @@ def sample(
             )
         cond = cond | experiment.prompt([prompt] * n)
     told = {}
-    if n == 1 and experiment.prompt and out is None and jax.device_count() == 1:
+    watched = "observe" in inspect.signature(experiment.task.sample).parameters
+    if watched and n == 1 and out is None and jax.device_count() == 1:
         told = {"observe": _typist(experiment, cond)}
     model, step = runs.restore(run, which, _warn)
 

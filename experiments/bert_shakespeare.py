@@ -73,9 +73,12 @@ def bert_shakespeare(
 
     def evaluate(model: Model) -> dict[str, float]:
         terms = masked_terms(network, **masking)
-        nll, tokens, right = evaluate_terms(model, terms, held_out, transform=None).values()
-        n = len(test)
-        return {f"nats_per_hidden/test-{n}": nll / tokens, f"accuracy/test-{n}": right / tokens}
+        scores = evaluate_terms(model, terms, held_out, transform=None)
+        nll, right, hidden = (scores[f"{x}/test-{len(test)}"] for x in ("nll", "right", "tokens"))
+        return {
+            f"nats_per_token/test-{len(test)}": nll / hidden,
+            f"accuracy/test-{len(test)}": right / hidden,
+        }
 
     def picture(model: Model) -> dict[str, Any]:
         rows = test.read(np.arange(6))["tokens"]

@@ -42,8 +42,8 @@ def evaluate_lm(
     """
     held_out = Dataset(windows, windows, (), "text")
     scores = evaluate_terms(model, terms, held_out, transform=None, n=n, batch=batch)
-    nll, count = scores.values()
     windows_read = min(n or len(windows), len(windows))
+    nll, count = (scores[f"{name}/test-{windows_read}"] for name in ("nll", "tokens"))
     tokens = windows.read(np.arange(windows_read))["tokens"][:, 1:]
     characters = len(tokenizer.inner.decode(tokens.reshape(-1).tolist(), skip_special_tokens=True))
     nats, total = nll / count, round(count * windows_read)
