@@ -54,6 +54,18 @@ def test_embedded_experiments_build_addressed_batches(name):
     np.testing.assert_array_equal(batch["label"], experiment.data(0)[3]["label"])
 
 
+def test_digits_are_reversed_and_none_held_out_is_trained_on():
+    made = sys.modules[load("seq2seq_reverse").__module__]
+    data = made.reversals(5, n=2000, test=100)
+    whole = [split.read(np.arange(len(split))) for split in (data.train, data.test)]
+    (train, back), (test, _) = ((made.spell(x["source"]), made.spell(x["tokens"])) for x in whole)
+    assert back == [text[::-1] for text in train]
+    assert len({*train, *test}) == len(train) + len(test)
+    assert {len(text) for text in train} == {1, 2, 3, 4, 5}
+    for name, more in (("source_mask", 0), ("mask", 1)):  # the end is a target
+        np.testing.assert_array_equal(whole[0][name].sum(1), [len(x) + more for x in train])
+
+
 def test_the_demo_learns(tmp_path):
     make = load("ddpm_digits")
     small = {"channels": 8, "batch": 16}

@@ -25,12 +25,14 @@ from aigc_jax.functional.likelihood import DISCRETISED_LOGISTIC
 from aigc_jax.models import dcgan, mlp_gan
 from aigc_jax.models import stylegan2 as stylegan2_networks
 from aigc_jax.models import vqvae as vqvae_networks
+from aigc_jax.models.bert import BERT
 from aigc_jax.models.conv_vae import ConvDecoder, ConvEncoder
 from aigc_jax.models.convnet import ConvNet
 from aigc_jax.models.gpt import GPT
 from aigc_jax.models.music_vae import MusicDecoder, MusicEncoder
 from aigc_jax.models.patchgan import PatchGAN
 from aigc_jax.models.pix2pix import UNetGenerator
+from aigc_jax.models.seq2seq import Seq2Seq
 from aigc_jax.models.text_vae import TextDecoder, TextEncoder
 from aigc_jax.models.unet import UNet
 from aigc_jax.models.vae import MLPDecoder, MLPEncoder
@@ -41,8 +43,10 @@ from aigc_jax.tasks.classifier import classifier
 from aigc_jax.tasks.diffusion import diffusion
 from aigc_jax.tasks.gan import Penalty, gan
 from aigc_jax.tasks.lm import lm
+from aigc_jax.tasks.masked_lm import masked_lm
 from aigc_jax.tasks.music_vae import music_vae
 from aigc_jax.tasks.pix2pix import pix2pix
+from aigc_jax.tasks.seq2seq import seq2seq
 from aigc_jax.tasks.stylegan2 import stylegan2
 from aigc_jax.tasks.text_vae import text_vae
 from aigc_jax.tasks.vae import vae
@@ -136,6 +140,24 @@ def lm_task() -> Task:
     return lm(network, optax.sgd(0.1))
 
 
+def seq2seq_task() -> Task:
+    network = Seq2Seq(8, 2, 4, 16, dropout=0.2, remat=True)
+    task = seq2seq(network, optax.sgd(0.1), begin=1, smoothing=0.1)
+    [phase] = task.phases
+
+    def read(batch: dict[str, Any]) -> dict[str, Any]:  # the `source` of these batches is an image
+        return batch | {"source": batch["tokens"][:, ::-1], "source_mask": batch["mask"][:, ::-1]}
+
+    loss = lambda params, stats, batch, *rest: phase.loss(params, stats, read(batch), *rest)
+    start = lambda key, batch: task.init(key, read(batch))
+    return task._replace(init=start, phases=(phase._replace(loss=loss),))
+
+
+def masked_lm_task() -> Task:
+    network = BERT(8, 8, 2, 4, 16, dropout=0.2)
+    return masked_lm(network, optax.sgd(0.1), hidden=0, ordinary=(4, 8), share=0.5)
+
+
 def gan_task(simultaneous: bool = False) -> Task:
     networks, tx = (dcgan.Generator((8,), 1), PatchGAN((8, 8))), optax.sgd(0.05)
     return gan(*networks, NON_SATURATING, tx, tx, latent=4, simultaneous=simultaneous)
@@ -200,6 +222,8 @@ TASKS = {
     "text_vae": text_vae_task,
     "music_vae": music_vae_task,
     "lm": lm_task,
+    "masked_lm": masked_lm_task,
+    "seq2seq": seq2seq_task,
     "gan": gan_task,
     "gan_simultaneous": functools.partial(gan_task, simultaneous=True),
     "wgan_gp": wgan_gp_task,
@@ -220,6 +244,8 @@ SPARED = {
     "autoencoder_kl": ("jit4", "fsdp4", "accumulate2"),
     "text_vae": ("jit4", "fsdp4", "accumulate2"),
     "music_vae": ("jit4", "accumulate2"),
+    "masked_lm": ("jit4", "fsdp4", "accumulate2"),
+    "seq2seq": ("jit4", "fsdp4", "accumulate2"),
     "gan_simultaneous": ("fsdp4",),
     "wgan_gp": ("accumulate2",),
     "gan_lazy": ("accumulate2",),

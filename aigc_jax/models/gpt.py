@@ -13,7 +13,15 @@ from aigc_jax.core.keys import fold
 from aigc_jax.nn.dropout import drop
 from aigc_jax.nn.embed import sinusoidal
 from aigc_jax.nn.positions import alibi
-from aigc_jax.nn.transformer import MLP, Attention, Block, Cache, extend_blocks, run_blocks
+from aigc_jax.nn.transformer import (
+    MLP,
+    Attention,
+    Block,
+    Cache,
+    extend_blocks,
+    look_back,
+    run_blocks,
+)
 
 Positions = Literal["learned", "sinusoidal", "rotary", "alibi"]
 
@@ -79,7 +87,8 @@ class GPT(nn.Module):
             )
         # Radford et al.: what is added along the depth keeps the variance of one layer.
         added = nn.initializers.normal(0.02 / (2 * self.layers) ** 0.5)
-        common: dict[str, Any] = {"bias": bias, "init": init, "out_init": added, "dtype": dtype}
+        common: dict[str, Any] = {"bias": bias, "dtype": dtype}
+        common |= {"kernel_init": init, "out_kernel_init": added}
         gated = self.mlp == "swiglu"
         hidden = self.hidden or (8 * self.width // 3 if gated else 4 * self.width)
         norm = (
@@ -179,17 +188,12 @@ class GPT(nn.Module):
             (b, t, vocabulary) logits, of the token after each, and the cache.
         """
         chex.assert_rank(tokens, 2)
-        start = jnp.zeros(1, jnp.int32) if start is None else start
-        own = jnp.asarray(slot).reshape(-1, 1) + jnp.arange(tokens.shape[1])  # (b or 1, t)
-        slots = jnp.arange(cache[0].key.shape[1])
-        # Each token sees those up to itself, and none of what is yet to be written.
-        seen = (slots <= own[..., None]) & (slots >= start[:, None, None])  # (b or 1, t, slots)
-        # A row's padding sees itself: there must be something.
-        seen |= slots == own[..., None]
-        position = jnp.maximum(own - start[:, None], 0)
-        attending: dict[str, Any] = {"mask": seen[:, None]}
+        slots = cache[0].key.shape[1]
+        position, seen = look_back(slot, tokens.shape[1], slots, start)
+        attending: dict[str, Any] = {"mask": seen}
         if self.positions == "alibi":
-            attending["bias"] = alibi(self.heads, position, slots - start[:, None])
+            begin = 0 if start is None else start[:, None]
+            attending["bias"] = alibi(self.heads, position, jnp.arange(slots)[None] - begin)
         x = self._embed(tokens, position)  # (b, t) -> (b, t, width)
         x, cache = extend_blocks(self.blocks, x, cache, position=position, slot=slot, **attending)
         return self.logits(self.final_norm(x)), cache

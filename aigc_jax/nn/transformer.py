@@ -63,8 +63,8 @@ class Attention(nn.Module):
         rotary: whether positions turn queries and keys (`nn.positions.rotate`), but for another
             sequence's, which stand in no order with these.
         bias: whether the projections have one.
-        init: of queries, keys and values.
-        out_init: of the projection back.
+        kernel_init: of queries, keys and values.
+        out_kernel_init: of the projection back.
         dtype: of the computation.
     """
 
@@ -72,8 +72,8 @@ class Attention(nn.Module):
     kv_heads: int | None = None
     rotary: bool = False
     bias: bool = True
-    init: Init = nn.initializers.normal(0.02)
-    out_init: Init = nn.initializers.normal(0.02)
+    kernel_init: Init = nn.initializers.normal(0.02)
+    out_kernel_init: Init = nn.initializers.normal(0.02)
     dtype: Any = None
 
     @nn.compact
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         group, d = self.heads // kv, width // self.heads
 
         def project(x: Array, each: int, name: str) -> Array:  # -> (b, t, kv, each, d)
-            shape, init = (kv, each, d), self.init
+            shape, init = (kv, each, d), self.kernel_init
             layer = nn.DenseGeneral(
                 shape,
                 use_bias=self.bias,
@@ -138,7 +138,7 @@ class Attention(nn.Module):
             width,
             (-2, -1),
             use_bias=self.bias,
-            kernel_init=self.out_init,
+            kernel_init=self.out_kernel_init,
             dtype=self.dtype,
             dot_general=dot_general,
             name="out",
@@ -197,8 +197,8 @@ class MLP(nn.Module):
         activation: f.
         gated: whether there is a W₃: with `jax.nn.silu`, SwiGLU.
         bias: whether the layers have one.
-        init: of W₁ and W₃.
-        out_init: of W₂.
+        kernel_init: of W₁ and W₃.
+        out_kernel_init: of W₂.
         dtype: of the computation.
     """
 
@@ -206,8 +206,8 @@ class MLP(nn.Module):
     activation: Callable[[Array], Array] = jax.nn.gelu
     gated: bool = False
     bias: bool = True
-    init: Init = nn.initializers.normal(0.02)
-    out_init: Init = nn.initializers.normal(0.02)
+    kernel_init: Init = nn.initializers.normal(0.02)
+    out_kernel_init: Init = nn.initializers.normal(0.02)
     dtype: Any = None
 
     @nn.compact
@@ -224,10 +224,10 @@ class MLP(nn.Module):
                 name=name,
             )
 
-        y = self.activation(dense(self.hidden, self.init, "in")(x))  # -> (b, t, hidden)
+        y = self.activation(dense(self.hidden, self.kernel_init, "in")(x))  # -> (b, t, hidden)
         if self.gated:
-            y = y * dense(self.hidden, self.init, "gate")(x)
-        return dense(x.shape[-1], self.out_init, "out")(y)
+            y = y * dense(self.hidden, self.kernel_init, "gate")(x)
+        return dense(x.shape[-1], self.out_kernel_init, "out")(y)
 
 
 class Block(nn.Module):
@@ -277,7 +277,7 @@ class Block(nn.Module):
 
         parts: dict[str, Callable[[Array], Array]] = {"attention": attended}
         if self.cross:
-            read = {} if memory_mask is None else {"mask": memory_mask}
+            read: dict[str, Any] = {} if memory_mask is None else {"mask": memory_mask}
             parts["cross"] = lambda x: self.attention(name="cross")(x, memory, **read)[0]
         parts["mlp"] = self.mlp(name="mlp")
         for i, (name, part) in enumerate(parts.items()):
