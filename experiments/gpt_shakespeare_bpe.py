@@ -2,9 +2,12 @@
 
     aigc train gpt_shakespeare_bpe
     aigc sample runs/gpt_shakespeare_bpe --prompt "ROMEO:" --top-p 0.9
+    aigc train gpt_shakespeare_bpe --form gpt2    # to export, and to go on from
 
 Hardware: 2 CPU cores.
 """
+
+from typing import Literal
 
 import optax
 
@@ -29,8 +32,9 @@ def gpt_shakespeare_bpe(
     learning_rate: float = 1e-3,
     warmup: int = 100,
     scan: bool = False,
+    form: Literal["modern", "gpt2"] = "modern",
 ) -> Experiment:
-    """Write Shakespeare by pieces of words (rotary positions, RMSNorm, SwiGLU).
+    """Write Shakespeare by pieces of words.
 
     Args:
         data: a TFDS name, a file of UTF-8 text, or a folder that `aigc tokenize` made.
@@ -45,6 +49,7 @@ def gpt_shakespeare_bpe(
         learning_rate: of AdamW, at its highest; it falls to a tenth along a cosine.
         warmup: steps over which it rises.
         scan: compile one block for all layers.
+        form: modern, with rotary positions, RMSNorm and SwiGLU; or GPT-2's, which can be exported.
     """
     text = text_stream(data, kind="bpe", vocabulary=vocabulary)
     network = GPT(
@@ -53,13 +58,12 @@ def gpt_shakespeare_bpe(
         layers,
         heads,
         width,
-        positions="rotary",
-        norm="rms",
-        mlp="swiglu",
         bias=False,
         dropout=dropout,
         scan=scan,
     )
+    if form == "modern":
+        network = network.clone(positions="rotary", norm="rms", mlp="swiglu")
     rate = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup, decay_steps, learning_rate / 10
     )

@@ -56,8 +56,8 @@ def alibi(heads: int, query: Array, key: Array) -> Array:
     Returns:
         (b or 1, heads, t, s) float32, at most 0; a bias of `attend`.
 
-    >>> alibi(2, jnp.array([[2]]), jnp.array([[0, 1, 2]]))[0, :, 0].tolist()
-    [[-0.125, -0.0625, 0.0], [-0.0078125, -0.00390625, 0.0]]
+    >>> alibi(2, jnp.array([[2]]), jnp.array([[0, 1]]))[0, :, 0].tolist()
+    [[-0.125, -0.0625], [-0.0078125, -0.00390625]]
     """
     chex.assert_rank([query, key], 2)
     below = 2 ** math.floor(math.log2(heads))

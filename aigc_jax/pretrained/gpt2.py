@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from aigc_jax.models.gpt import GPT
 from aigc_jax.pretrained.huggingface import (
@@ -139,6 +140,8 @@ def write_gpt2(
 ) -> None:
     """Write a network for `GPT2LMHeadModel.from_pretrained` to load, and `read_gpt2` to read back.
 
+    GPT-2 has biases: of a network without, they are zeros.
+
     Args:
         directory: made if need be; its configuration and weights are replaced, all or none.
         network: the network.
@@ -152,6 +155,9 @@ def write_gpt2(
         OSError: a file cannot be written; those already there stay.
     """
     refuse_without_counterpart(network)
+    if not network.bias:
+        network = network.clone(bias=True)
+        params = _with_biases(params, network)
     if end is not None and not 0 <= end < network.vocabulary:
         raise ValueError(f"end={end} must lie in [0, {network.vocabulary}), the vocabulary")
     config = {
@@ -194,13 +200,21 @@ def refuse_without_counterpart(network: GPT) -> None:
         ("positions", network.positions == "learned", "'learned'"),
         ("norm", network.norm == "layer", "'layer'"),
         ("mlp", network.mlp == "gelu", "'gelu'"),
-        ("bias", network.bias, "True"),
         ("kv_heads", heads, f"None or heads={network.heads}"),
         ("classes", network.classes == 0, "0"),
     ):
         if not holds:
             value = getattr(network, name)
             raise ValueError(f"{name}={value!r} has no counterpart in GPT-2: it must be {allowed}")
+
+
+def _with_biases(params: Mapping[str, Any], network: GPT) -> dict[str, Any]:
+    """Add the biases of a network, zeros, to parameters that have none."""
+    flat: dict[Any, Any] = flatten_dict(params)
+    for path, shape in gpt_shapes(network).items():
+        if path[-1] == "bias":
+            flat.setdefault(path, jnp.zeros(shape.shape, shape.dtype))
+    return unflatten_dict(flat)
 
 
 def gpt_shapes(network: GPT) -> Shapes:

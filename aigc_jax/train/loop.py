@@ -135,8 +135,8 @@ def fit(
         raise ValueError(f"compiler={compiler!r} must be 'jit' or 'pmap'")
     if compiler == "pmap" and (fsdp != 1 or tensor != 1 or jax.process_count() > 1):
         raise ValueError(
-            f"compiler='pmap' replicates the parameters over one process' devices; fsdp={fsdp}, "
-            f"tensor={tensor} on {jax.process_count()} processes needs compiler='jit'"
+            f"fsdp={fsdp} and tensor={tensor} on {jax.process_count()} process(es) needs "
+            f"compiler='jit': 'pmap' replicates the parameters over one process' devices"
         )
     periods = {"log_every": log_every, "save_every": save_every}
     periods |= {"evaluate_every": evaluate_every, "picture_every": picture_every}
