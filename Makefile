@@ -33,7 +33,7 @@ quality: $(VENV)/installed
 
 # TFDS_DATA_DIR names the TFDS folder, as TFDS has it.
 real_data: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m real_data
+	$(BIN)/python -m pytest -q -m "real_data and not quality"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -285,19 +285,13 @@ def input_pipeline(batch: int = 128, steps: int = 100) -> Case:
     return Case(lambda: [next(ready) for _ in range(steps)], peers, batch * steps, batch * steps)
 
 
-def gpt_step(inner_steps: int = 10) -> Case:
-    """A step of nanoGPT's CPU recipe: 4 layers of width 128, 12 windows of 64 characters, AdamW."""
+def torch_gpt(network: GPT, params: Any) -> Any:
+    """Build PyTorch's form of a GPT-2 without biases, of our weights by the networks' names."""
     import torch
     from torch import nn
     from torch.nn import functional as f
 
-    layers, heads, width, context, batch, vocabulary = 4, 4, 128, 64, 12, 65
-    shape = (inner_steps, batch, context + 1)
-    tokens = np.random.default_rng(0).integers(0, vocabulary, shape).astype(np.int32)
-    network = GPT(vocabulary, context, layers, heads, width, bias=False, scan=False)
-    task = lm(network, adamw(1e-3, b2=0.99))
-    params = jit_init(task, make_mesh())(stream(0, "init"), {"tokens": tokens[0]}).params
-    advance = stepper(task, {"tokens": tokens}, params, inner_steps)
+    heads, width = network.heads, network.width
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -319,39 +313,60 @@ def gpt_step(inner_steps: int = 10) -> Case:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
-            self.blocks = nn.Sequential(*(Block() for _ in range(layers)))
+            self.tokens = nn.Embedding(network.vocabulary, width)
+            self.places = nn.Embedding(network.context, width)
+            self.blocks = nn.Sequential(*(Block() for _ in range(network.layers)))
             self.norm = nn.LayerNorm(width, bias=False)
 
         def forward(self, x: Any) -> Any:
             x = self.tokens(x) + self.places.weight[: x.shape[1]]
             return self.norm(self.blocks(x)) @ self.tokens.weight.T
 
-    def load(net: Any) -> Any:
-        """Give it our weights: linear layers are (out, in), and queries stand before all keys."""
-        ours = jax.tree.map(np.asarray, params["gpt"])
-        put = lambda parameter, x: parameter.data.copy_(torch.tensor(np.ascontiguousarray(x)))
-        put(net.tokens.weight, ours["tokens"]["embedding"])
-        put(net.places.weight, ours["positions"]["embedding"])
-        put(net.norm.weight, ours["norm"]["scale"])
-        for i, block in enumerate(net.blocks):
-            of = jax.tree.map(lambda x, i=i: x[i], ours["blocks"])
-            qkv = of["attention"]["qkv"]["kernel"].swapaxes(1, 2)  # (in, heads, 3, d)
-            put(block.qkv.weight, qkv.reshape(width, -1).T)
-            put(block.out.weight, of["attention"]["out"]["kernel"].reshape(width, width).T)
-            put(block.wide.weight, of["mlp"]["in"]["kernel"].T)
-            put(block.narrow.weight, of["mlp"]["out"]["kernel"].T)
-            put(block.norm1.weight, of["attention_norm"]["scale"])
-            put(block.norm2.weight, of["mlp_norm"]["scale"])
-        return net
+    net = Net()
+    # Linear layers are (out, in), and queries stand before all keys.
+    ours = jax.tree.map(np.asarray, params)
+    put = lambda parameter, x: parameter.data.copy_(torch.tensor(np.ascontiguousarray(x)))
+    put(net.tokens.weight, ours["tokens"]["embedding"])
+    put(net.places.weight, ours["positions"]["embedding"])
+    put(net.norm.weight, ours["norm"]["scale"])
+    for i, block in enumerate(net.blocks):
+        of = jax.tree.map(lambda x, i=i: x[i], ours["blocks"])
+        qkv = of["attention"]["qkv"]["kernel"].swapaxes(1, 2)  # (in, heads, 3, d)
+        put(block.qkv.weight, qkv.reshape(width, -1).T)
+        put(block.out.weight, of["attention"]["out"]["kernel"].reshape(width, width).T)
+        put(block.wide.weight, of["mlp"]["in"]["kernel"].T)
+        put(block.narrow.weight, of["mlp"]["out"]["kernel"].T)
+        put(block.norm1.weight, of["attention_norm"]["scale"])
+        put(block.norm2.weight, of["mlp_norm"]["scale"])
+    return net
 
+
+def torch_adamw(net: Any, learning_rate: float) -> Any:
+    """Build PyTorch's form of `tasks.lm.adamw`, but for the clipping."""
+    import torch
+
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    scales = [p for p in net.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0}]
+    return torch.optim.AdamW(groups, learning_rate, (0.9, 0.99), fused=True)
+
+
+def gpt_step(inner_steps: int = 10) -> Case:
+    """A step of nanoGPT's CPU recipe: 4 layers of width 128, 12 windows of 64 characters, AdamW."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as f
+
+    network = GPT(65, 64, 4, 4, 128, bias=False, scan=False)
+    shape = (inner_steps, 12, network.context + 1)
+    tokens = np.random.default_rng(0).integers(0, network.vocabulary, shape).astype(np.int32)
+    task = lm(network, adamw(1e-3, b2=0.99))
+    params = jit_init(task, make_mesh())(stream(0, "init"), {"tokens": tokens[0]}).params
+    advance = stepper(task, {"tokens": tokens}, params, inner_steps)
     data = torch.tensor(tokens, dtype=torch.long)
 
     def step(net: Any) -> Callable[[], Any]:
-        matrices = [p for p in net.parameters() if p.ndim > 1]
-        scales = [p for p in net.parameters() if p.ndim == 1]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0}]
-        optimiser = torch.optim.AdamW(groups, 1e-3, (0.9, 0.99), fused=True)
+        optimiser = torch_adamw(net, 1e-3)
 
         def run() -> None:
             for x in data:
@@ -362,12 +377,13 @@ def gpt_step(inner_steps: int = 10) -> Case:
 
         return run
 
+    make = lambda: torch_gpt(network, params["gpt"])
     ours = network.apply({"params": params["gpt"]}, tokens[0, :, :-1])
     with torch.inference_mode():
-        theirs = load(Net())(data[0, :, :-1]).numpy()
+        theirs = make()(data[0, :, :-1]).numpy()
     difference = float(np.abs(np.asarray(ours) - theirs).max())
-    peers = {"eager": step(load(Net())), "compile": step(torch.compile(load(Net())))}
-    each = inner_steps * batch * context
+    peers = {"eager": step(make()), "compile": step(torch.compile(make()))}
+    each = tokens[:, :, 1:].size
     return Case(advance, peers, each, each, difference)
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from aigc_jax.core.types import Experiment, Model
 from aigc_jax.pretrained.gpt2 import read_gpt2, read_gpt2_network
 from aigc_jax.pretrained.peft import write_peft
-from aigc_jax.tasks.lm import adamw, low_rank
+from aigc_jax.tasks.adapters import low_rank
+from aigc_jax.tasks.lm import adamw
 from experiments.gpt2_finetune import tuning_text
 from experiments.gpt_shakespeare_char import language_model
 

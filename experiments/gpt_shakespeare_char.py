@@ -19,7 +19,8 @@ from aigc_jax.data.tokens import TextStream, Windows, text_stream
 from aigc_jax.metrics.text import evaluate_lm, read_prompts, show_texts
 from aigc_jax.models.gpt import GPT
 from aigc_jax.pretrained.gpt2 import write_gpt2
-from aigc_jax.tasks.lm import Adapter, adamw, lm, lm_terms
+from aigc_jax.tasks.adapters import Adapter
+from aigc_jax.tasks.lm import adamw, lm, lm_terms
 
 
 class Recipe(NamedTuple):

@@ -25,7 +25,7 @@ from aigc_jax.functional.likelihood import DISCRETISED_LOGISTIC
 from aigc_jax.models import dcgan, mlp_gan
 from aigc_jax.models import stylegan2 as stylegan2_networks
 from aigc_jax.models import vqvae as vqvae_networks
-from aigc_jax.models.bert import BERT
+from aigc_jax.models.bert import BERT, TextClassifier
 from aigc_jax.models.conv_vae import ConvDecoder, ConvEncoder
 from aigc_jax.models.convnet import ConvNet
 from aigc_jax.models.gpt import GPT
@@ -39,7 +39,7 @@ from aigc_jax.models.vae import MLPDecoder, MLPEncoder
 from aigc_jax.nn.quantizer import VectorQuantizer
 from aigc_jax.tasks.adversarial_diffusion import adversarial_diffusion
 from aigc_jax.tasks.autoencoder_kl import autoencoder_kl
-from aigc_jax.tasks.classifier import classifier
+from aigc_jax.tasks.classifier import classifier, text_classifier
 from aigc_jax.tasks.diffusion import diffusion
 from aigc_jax.tasks.gan import Penalty, gan
 from aigc_jax.tasks.lm import lm
@@ -158,6 +158,11 @@ def masked_lm_task() -> Task:
     return masked_lm(network, optax.sgd(0.1), hidden=0, ordinary=(4, 8), share=0.5)
 
 
+def text_classifier_task() -> Task:
+    network = TextClassifier(BERT(8, 8, 2, 4, 16, dropout=0.2), 3)
+    return text_classifier(network, optax.sgd(0.1))
+
+
 def gan_task(simultaneous: bool = False) -> Task:
     networks, tx = (dcgan.Generator((8,), 1), PatchGAN((8, 8))), optax.sgd(0.05)
     return gan(*networks, NON_SATURATING, tx, tx, latent=4, simultaneous=simultaneous)
@@ -224,6 +229,7 @@ TASKS = {
     "lm": lm_task,
     "masked_lm": masked_lm_task,
     "seq2seq": seq2seq_task,
+    "text_classifier": text_classifier_task,
     "gan": gan_task,
     "gan_simultaneous": functools.partial(gan_task, simultaneous=True),
     "wgan_gp": wgan_gp_task,
@@ -246,6 +252,7 @@ SPARED = {
     "music_vae": ("jit4", "accumulate2"),
     "masked_lm": ("jit4", "fsdp4", "accumulate2"),
     "seq2seq": ("jit4", "fsdp4", "accumulate2"),
+    "text_classifier": ("jit4", "fsdp4", "accumulate2"),
     "gan_simultaneous": ("fsdp4",),
     "wgan_gp": ("accumulate2",),
     "gan_lazy": ("accumulate2",),

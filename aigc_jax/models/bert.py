@@ -139,6 +139,34 @@ class BERT(nn.Module):
             raise ValueError(f"width={self.width} must be a multiple of heads={self.heads}")
 
 
+class TextClassifier(nn.Module):
+    """A layer on what a BERT makes of a text as a whole (Devlin et al. 2019, §4.1).
+
+    Its parameters are `bert`, which weights may be given to, `pooler` among them, and `head`.
+
+    Attributes:
+        bert: the encoder.
+        classes: how many.
+    """
+
+    bert: BERT
+    classes: int
+
+    @nn.compact
+    def __call__(self, tokens: Array, keys: Array | None = None, **kwargs: Any) -> Array:
+        """Map (b, t) tokens to (b, classes) float32 logits.
+
+        Args:
+            tokens: (b, t), of which the first stands for the whole.
+            keys: (b,) of the dropout; None to drop nothing.
+            **kwargs: `mask` and `segment` of `BERT`.
+        """
+        x = self.bert.summarise(tokens, keys=keys, **kwargs)
+        own = None if keys is None else fold(keys, self.bert.layers + 1)
+        x = drop(x, own, self.bert.dropout).astype(jnp.float32)
+        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.02), name="head")(x)
+
+
 class MaskedHead(nn.Module):
     """What makes logits of features: a layer, and the embeddings as the weights of another.
 

@@ -177,7 +177,7 @@ class GPT(nn.Module):
         """Read tokens after others that are remembered, and remember them too.
 
         Args:
-            tokens: (b, t).
+            tokens: (b, t), or embeddings that stand for them, (b, t, width).
             cache: of the tokens before them; see `make_cache`.
             slot: where the first of them is kept, () or, where rows differ, (b,).
             start: (b,) the slot where each row's sequence begins; None is 0. Slots before it are
@@ -187,7 +187,7 @@ class GPT(nn.Module):
         Returns:
             (b, t, vocabulary) logits, of the token after each, and the cache.
         """
-        chex.assert_rank(tokens, 2)
+        chex.assert_rank(tokens, {2, 3})
         slots = cache[0].key.shape[1]
         position, seen = look_back(slot, tokens.shape[1], slots, start)
         attending: dict[str, Any] = {"mask": seen}
@@ -206,7 +206,7 @@ class GPT(nn.Module):
         return tuple(Cache(empty(), empty()) for _ in range(self.layers))
 
     def _embed(self, tokens: Array, position: Array) -> Array:
-        x = self.tokens(tokens)
+        x = tokens if tokens.ndim == 3 else self.tokens(tokens)
         if self.positions == "learned":
             # Beyond the last place there is none, and what is not a number would spread.
             x = x + self.places(jnp.minimum(position, self.context - 1))

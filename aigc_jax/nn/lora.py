@@ -76,7 +76,7 @@ def init_lora(
 
 
 @contextlib.contextmanager
-def lora(scale: float) -> Iterator[None]:
+def lora(scale: float = 1.0) -> Iterator[None]:
     """Add scale·x A B to what linear layers compute that have factors, while this is open.
 
     It is seen by what is traced meanwhile: open it within a function that is compiled.

@@ -56,6 +56,9 @@ class Attention(nn.Module):
     Vaswani et al. 2017, §3.2.2. Queries, keys and values are one product, laid out by the heads
     that share a key: so that heads divide over devices.
 
+    Keys and values that stand in the collection `prefix`, `key` and `value` (n, kv_heads, d), are
+    attended to by every token besides, wherever it stands (prefix tuning, Li & Liang 2021, §4.2).
+
     Attributes:
         heads: how many; they divide the width.
         kv_heads: how many have keys and values of their own, each for heads/kv_heads of them
@@ -133,6 +136,9 @@ class Attention(nn.Module):
             q, k = rotate(q, position), rotate(k, position)
         if memory is None and cache is not None:
             k, v = cache = Cache(write(cache.key, k, slot), write(cache.value, v, slot))
+        if memory is None and self.has_variable("prefix", "key"):
+            own = Cache(*(self.get_variable("prefix", name) for name in Cache._fields))
+            k, v, kwargs = put_before(k, v, own, **kwargs)
         y = attend(q, k, v, **kwargs)
         out = nn.DenseGeneral(
             width,
@@ -144,6 +150,35 @@ class Attention(nn.Module):
             name="out",
         )
         return out(y), cache  # (b, t, heads, d) -> (b, t, width)
+
+
+def put_before(
+    k: Array, v: Array, own: Cache, *, is_causal: bool = False, **kwargs: Any
+) -> tuple[Array, Array, dict[str, Any]]:
+    """Put keys and values that all queries see before those of a sequence.
+
+    Args:
+        k: (b, s, kv_heads, d).
+        v: likewise.
+        own: (n, kv_heads, d) each.
+        is_causal: as of `attend`, of as many queries.
+        **kwargs: `mask`, `bias` of `attend`, of s keys.
+
+    Returns:
+        Keys and values (b, n + s, kv_heads, d), and options of `attend` for so many.
+    """
+    n, s = len(own.key), k.shape[1]
+    both = lambda x, y: jnp.concatenate(
+        [jnp.broadcast_to(y.astype(x.dtype), (len(x), *y.shape)), x], 1
+    )
+    if is_causal:
+        past = jnp.tri(s, dtype=bool)[None, None]
+        kwargs["mask"] = kwargs["mask"] & past if "mask" in kwargs else past
+    for name, seen in (("mask", True), ("bias", 0.0)):
+        if name in kwargs:  # (..., s) -> (..., n + s)
+            last = [(0, 0)] * 3 + [(n, 0)]
+            kwargs[name] = jnp.pad(kwargs[name], last, constant_values=seen)
+    return both(k, own.key), both(v, own.value), kwargs
 
 
 def write(slots: Array, x: Array, slot: int | Array) -> Array:

@@ -1,7 +1,7 @@
 """Language models: the next token, of all those before it."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +12,11 @@ from jax import Array
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.gpt import GPT
-from aigc_jax.nn.lora import init_lora, lora
+from aigc_jax.nn.lora import lora
 from aigc_jax.nn.transformer import TENSOR_AXES
 from aigc_jax.samplers.autoregressive import Decoder
 from aigc_jax.samplers.window import generate_long
-
-
-class Adapter(NamedTuple):
-    """What is trained beside a network whose own weights stay as they are.
-
-    Attributes:
-        init: `(key, params) -> own`: what is trained, for a network of such parameters.
-        apply: `(network, params, own, *args, **kwargs)`: what `network.apply` does, adapted.
-    """
-
-    init: Callable[[Array, Any], Any]
-    apply: Callable[..., Any]
-
-
-def low_rank(rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("qkv",)) -> Adapter:
-    """Adapt layers by products of two thin matrices, scaled by α/rank (LoRA, Hu et al. 2021).
-
-    Args:
-        rank: of each product.
-        alpha: α.
-        targets: ends of the paths of layers; see `nn.lora.init_lora`.
-
-    Raises:
-        ValueError: `rank` is less than 1; or, when it is initialised, a target is no layer.
-    """
-    if rank < 1:
-        raise ValueError(f"rank={rank} must be at least 1")
-
-    def apply(network: Any, params: Any, own: Any, *args: Any, **kwargs: Any) -> Any:
-        with lora(alpha / rank):
-            return network.apply({"params": params, "lora": own}, *args, **kwargs)
-
-    return Adapter(lambda key, params: init_lora(key, params, rank, targets), apply)
+from aigc_jax.tasks.adapters import Adapter
 
 
 def lm(
@@ -72,8 +40,8 @@ def lm(
     Args:
         network: such as `models.gpt.GPT`.
         tx: the optimiser; see `adamw`.
-        adapter: trains in the network's stead, such as `low_rank`; the network then stays as it
-            began, so that weights should be given to it.
+        adapter: trains in the network's stead, such as `adapters.low_rank`; the network then stays
+            as it began, so that weights should be given to it.
         begin: the token that an empty prompt stands for.
         stop: tokens that end a text.
         pad: the token that comes after an end, and before a prompt that is shorter than others.
@@ -87,7 +55,7 @@ def lm(
     Raises:
         ValueError: a token is not one of the network's.
     """
-    run, trained = _running(network, adapter), "gpt" if adapter is None else "adapter"
+    trained = "gpt" if adapter is None else "adapter"
     known = network.vocabulary + network.classes
     if vocabulary is not None and not 1 <= vocabulary <= network.vocabulary:
         most = network.vocabulary
@@ -99,11 +67,13 @@ def lm(
     def init(key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         params = {"gpt": network.init(key, batch["tokens"][:, :-1])["params"]}
         if adapter is not None:
-            params["adapter"] = adapter.init(jax.random.fold_in(key, 1), params["gpt"])
+            own = jax.random.fold_in(key, 1)
+            params["adapter"] = adapter.init(own, network, params["gpt"])
         return params, {}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
-        nll, count = _nll(run, params, batch, keys if mode.train else None)
+        run = _bind(network, params, adapter)
+        nll, count = _nll(run, batch, keys if mode.train else None)
         # A row without a target has no loss, and weighs nothing.
         return Out(nll / jnp.maximum(count, 1e-9), count)
 
@@ -179,12 +149,12 @@ def decoder(
         vocabulary: the logits of other tokens are left away.
         adapter: as of `lm`.
     """
-    run = _running(network, adapter)
+    run = _bind(network, params, adapter)
 
     def extend(
         tokens: Array, cache: Any, slot: int | Array, start: Array | None
     ) -> tuple[Array, Any]:
-        logits, cache = run(params, tokens, cache, slot, start, method="extend")
+        logits, cache = run(tokens, cache, slot, start, method="extend")
         return logits[..., :vocabulary], cache
 
     return Decoder(network.make_cache, extend)
@@ -199,10 +169,9 @@ def lm_terms(
         `(params, stats, batch, keys) -> {"nll", "tokens"}`, each (b,): the nats of a row's tokens,
         and how many they are.
     """
-    run = _running(network, adapter)
 
     def terms(params: Any, stats: Any, batch: Batch, keys: Array) -> dict[str, Array]:
-        nll, count = _nll(run, params, batch, None)
+        nll, count = _nll(_bind(network, params, adapter), batch, None)
         return {"nll": nll, "tokens": count}
 
     return terms
@@ -258,20 +227,20 @@ def adamw(
     )
 
 
-def _running(network: GPT, adapter: Adapter | None) -> Callable[..., Any]:
-    """Make `(params by network, *args, **kwargs)`, which applies the network, adapted or not."""
-    if adapter is None:
-        return lambda params, *args, **kwargs: network.apply(
-            {"params": params["gpt"]}, *args, **kwargs
-        )
-    return lambda params, *args, **kwargs: adapter.apply(
-        network, params["gpt"], params["adapter"], *args, **kwargs
-    )
+def _bind(network: GPT, params: Any, adapter: Adapter | None) -> Callable[..., Any]:
+    """Make what `network.apply` is, of its weights, adapted or not."""
+    variables = {"params": params["gpt"]}
+    if adapter is not None:
+        variables |= adapter.variables(network, params["gpt"], params["adapter"])
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with lora():
+            return network.apply(variables, *args, **kwargs)
+
+    return run
 
 
-def _nll(
-    run: Callable[..., Any], params: Any, batch: Batch, keys: Array | None
-) -> tuple[Array, Array]:
+def _nll(run: Callable[..., Any], batch: Batch, keys: Array | None) -> tuple[Array, Array]:
     """Return the (b,) nats of rows' targets, and their (b,) weights."""
     tokens, segment, mask = batch["tokens"], batch.get("segment"), batch.get("mask")
     mask = jnp.ones(tokens.shape, jnp.float32) if mask is None else mask
@@ -279,5 +248,5 @@ def _nll(
         # A document does not tell how the next one begins.
         mask = mask.at[:, 1:].multiply(segment[:, 1:] == segment[:, :-1])
         segment = segment[:, :-1]
-    logits = run(params, tokens[:, :-1], keys, segment)
+    logits = run(tokens[:, :-1], keys, segment)
     return categorical_nll(logits, tokens[:, 1:], mask[:, 1:]), mask[:, 1:].sum(1)

@@ -8,8 +8,9 @@ from flax import linen as nn
 
 from aigc_jax.core.keys import example_keys, stream
 from aigc_jax.core.types import Mode
+from aigc_jax.models.bert import BERT, TextClassifier
 from aigc_jax.models.convnet import ConvNet
-from aigc_jax.tasks.classifier import classifier
+from aigc_jax.tasks.classifier import classifier, text_classifier
 from aigc_jax.train.step import averaged, init, make_step
 
 LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [-3.0, 1.0, 4.0]], np.float32)
@@ -106,3 +107,33 @@ def test_a_few_images_are_learned_by_heart():
     assert judged["label"].tolist() == batch["label"].tolist()
     assert (judged["logits"].argmax(-1) == judged["label"]).all()
     assert judged["logits"].shape == (12, 3) and judged["features"].shape == (12, 16)
+
+
+def test_a_text_classifier_learns_what_is_in_a_text():
+    """Which of two tokens is there, wherever: from a BERT's weights, and past padding."""
+    network = TextClassifier(BERT(8, 6, 1, 2, 16, scan=False), 2)
+    task = text_classifier(network, optax.adam(1e-2))
+    rng = np.random.default_rng(0)
+    tokens, label = rng.integers(3, 8, (32, 6), np.int32), rng.integers(0, 2, 32)
+    tokens[:, 0] = 0
+    tokens[np.arange(32), rng.integers(1, 4, 32)] = 1 + label
+    mask = (np.arange(6) < rng.integers(4, 7, (32, 1))).astype(np.float32)
+    batch = {"tokens": jnp.asarray(tokens), "label": jnp.asarray(label), "mask": jnp.asarray(mask)}
+    state = init(task, stream(0, "init"), batch)
+    step = jax.jit(make_step(task, seed=0))
+    for _ in range(80):
+        state, metrics = step(state, batch)
+    assert metrics["classifier/accuracy"].total == 32
+    given = {name: batch[name] for name in ("tokens", "mask")}
+    drawn = task.sample(state.params, {}, KEYS, given)
+    np.testing.assert_array_equal(drawn["label"], label)
+    padded = given | {"tokens": jnp.where(mask > 0, tokens, 7)}
+    again = task.sample(state.params, {}, KEYS, padded)
+    np.testing.assert_allclose(again["logits"], drawn["logits"], atol=1e-5)
+    # Its encoder has the shapes of one that learned to fill in what is hidden.
+    of = jax.eval_shape(
+        lambda: network.bert.init(stream(0, "init"), tokens, method="summarise")["params"]
+    )
+    chex.assert_trees_all_equal_shapes(state.params["classifier"]["bert"], of)
+    with pytest.raises(ValueError, match="its cond must hold `tokens`"):
+        task.sample(state.params, {}, KEYS, {})
