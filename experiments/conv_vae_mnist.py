@@ -2,7 +2,11 @@
 
     aigc train conv_vae_mnist
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core. Time: 9 minutes.
+Score: −ELBO of the test split 102.2 nats, where `vae_mnist` has 105.7
+
+Reconstruction 77.6, divergence 24.6; all 20 dimensions are active. Its samples: Fréchet distance
+8.6 (real training digits 0.39), precision 0.78 (real 0.88), recall 0.67 (0.87).
 """
 
 import optax

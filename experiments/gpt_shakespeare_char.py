@@ -4,7 +4,12 @@
     aigc train gpt_shakespeare_char --preset gpu
     aigc sample runs/gpt_shakespeare_char --prompt "ROMEO:" --n 1
 
-Hardware: 2 CPU cores; with --preset gpu, one GPU.
+Hardware: 1 CPU core. Time: 2.5 minutes, with --inner-steps 10.
+Score: 1.904 nats a character of the held-out tenth (seeds 0, 1, 2: 1.896, 1.903, 1.913)
+
+PyTorch's form of it, from the same weights and on the same batches, ends at the same 1.8956 as seed
+0 (`tests/quality/test_gpt_torch.py`). nanoGPT says 1.88, by 240 windows drawn at random: of such
+estimates the standard deviation is 0.014. --preset gpu is for one GPU; its score will follow.
 """
 
 from pathlib import Path

@@ -2,7 +2,12 @@
 
     aigc train vqvae_mnist --evaluate-every 1000 --picture-every 1000
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 41 minutes.
+Score: Fréchet distance 3.5, where `vae_mnist` has 11.0, and real training digits 0.39
+
+Ten classes of 2.29 nats' entropy; precision 0.74 (real 0.88), recall 0.81 (0.87). Error over
+variance 0.041, all 128 codes in use, of perplexity 94; the prior spends 94.8 nats on the 49 codes
+of a test image.
 """
 
 import optax
