@@ -65,6 +65,20 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
             ("first_run_seconds", "to run", ".1f"),
         ],
     ),
+    "speculative": (
+        "Speculative sampling beside the target alone: how many times as fast, and quartiles",
+        [
+            ("target_parameters", "target's parameters", ",.0f"),
+            ("draft_parameters", "draft's parameters", ",.0f"),
+            ("batch", "batch", ""),
+            ("ahead", "drafted a round", ""),
+            ("accepted", "taken a round", ".2f"),
+            ("tokens_per_second", "tokens/s", ",.0f"),
+            ("ratio", "ratio", ".2f"),
+            ("lowest", "first quartile", ".2f"),
+            ("highest", "third quartile", ".2f"),
+        ],
+    ),
     "input": (
         "Input, beside a PyTorch DataLoader of the same memory or the same files",
         [

@@ -150,7 +150,8 @@ def main() -> None:
         try:
             experiment = make(spec)
             experiment.data(0)[0]
-        except (FileNotFoundError, ImportError) as error:
+        except (FileNotFoundError, ImportError, TypeError) as error:
+            # Its data or libraries are not here; or it wants a checkpoint that is not given.
             print(f"{spec}: left out: {str(error).splitlines()[0]}", flush=True)
             continue
         for compiler in options.compiler:
