@@ -6,8 +6,8 @@
 Hardware: 1 CPU core, shared. Time: 42 minutes, of the first command.
 Score: of 10,000 test images, error over variance 0.052; 25.4 dB; codes' perplexity 417 of 512
 
-Of 32 images' codes the perplexity is 337. Published, after as many steps, of training batches of the
-original images: 0.056, and 326.
+Of 32 images' codes the perplexity is 337. Published, after as many steps, of training batches of
+the original images: 0.056, and 326.
 """
 
 import functools

@@ -16,7 +16,6 @@ import pytest
 from aigc_jax.core.keys import stream
 from aigc_jax.core.types import Experiment
 from aigc_jax.data.edges import edges
-from aigc_jax.data.sources import Memory
 from aigc_jax.metrics.pictures import to_uint8
 from aigc_jax.train.identity import digest, identify
 from aigc_jax.train.loop import fit
@@ -65,18 +64,6 @@ def test_digits_are_reversed_and_none_held_out_is_trained_on():
     assert {len(text) for text in train} == {1, 2, 3, 4, 5}
     for name, more in (("source_mask", 0), ("mask", 1)):  # the end is a target
         np.testing.assert_array_equal(whole[0][name].sum(1), [len(x) + more for x in train])
-
-
-def test_old_windows_are_replayed_evenly_among_the_new():
-    made = sys.modules[load("gpt_continual").__module__]
-    new, old = (Memory({"tokens": np.arange(n)[:, None] + at}) for n, at in ((90, 0), (1000, 5000)))
-    source = made.Replayed(new, old, share=0.25)
-    assert len(source) == 120
-    rows = source.read(np.arange(120))["tokens"][:, 0]
-    assert rows[:90].tolist() == list(range(90))
-    replayed = np.sort(rows[90:]) - 5000
-    assert replayed[0] >= 0 and replayed[-1] < 1000
-    assert np.diff(replayed).max() < 100 and len(set(replayed)) == 30
 
 
 def test_the_demo_learns(tmp_path):

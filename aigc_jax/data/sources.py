@@ -108,6 +108,40 @@ class Kept:
         return {name: column.take(index, axis=0) for name, column in self.columns.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """A source of new examples, among which a share of old ones stand.
+
+    Attributes:
+        new: each of which is there once.
+        old: of which as many as make up the share are, evenly taken.
+        share: of the old ones.
+    """
+
+    new: Source
+    old: Source
+    share: float
+
+    def __len__(self) -> int:
+        return len(self.new) + self.replayed
+
+    @property
+    def replayed(self) -> int:
+        """How many old examples there are."""
+        return round(len(self.new) * self.share / (1 - self.share))
+
+    def read(self, index: np.ndarray) -> Examples:
+        """Return the examples at (b,) integer positions; the old ones come behind the new."""
+        index = np.asarray(index)
+        is_old = index >= len(self.new)
+        # The golden ratio's multiples lie evenly, however many are taken.
+        places = np.modf((index - len(self.new)) * 0.6180339887498949)[0] % 1 * len(self.old)
+        new = self.new.read(np.where(is_old, 0, index))
+        old = self.old.read(np.where(is_old, places, 0).astype(np.int64))
+        pick = lambda a, b: np.where(is_old.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+        return {name: pick(new[name], old[name]) for name in new}
+
+
 def arrays(
     train: Mapping[str, Any],
     test: Mapping[str, Any],

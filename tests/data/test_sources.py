@@ -70,6 +70,19 @@ def test_arrays_that_do_not_fit_are_refused(train, message):
         sources.arrays(train, {"image": np.zeros((1, 4, 4, 1), np.uint8)})
 
 
+def test_old_examples_are_replayed_evenly_among_the_new():
+    new, old = (
+        sources.Memory({"tokens": np.arange(n)[:, None] + at}) for n, at in ((90, 0), (1000, 5000))
+    )
+    source = sources.Replayed(new, old, share=0.25)
+    assert len(source) == 120
+    rows = source.read(np.arange(120))["tokens"][:, 0]
+    assert rows[:90].tolist() == list(range(90))
+    replayed = np.sort(rows[90:]) - 5000
+    assert replayed[0] >= 0 and replayed[-1] < 1000
+    assert np.diff(replayed).max() < 100 and len(set(replayed)) == 30
+
+
 def test_kept_examples_are_decoded_once():
     asked = []
 
