@@ -1,7 +1,7 @@
 """A variational autoencoder of the lines of tiny Shakespeare (Bowman et al. 2016).
 
     aigc train text_vae_shakespeare
-    aigc train text_vae_shakespeare --anneal 0 --free-bits 0 --word-dropout 0    # it collapses
+    aigc train text_vae_shakespeare --anneal 0 --free-bits 0    # it collapses
     aigc train text_vae_shakespeare --latent 0    # the same decoder without a latent, to compare
 
 Hardware: 2 CPU cores.
@@ -39,7 +39,7 @@ def text_vae_shakespeare(
     beta: float = 1.0,
     anneal: int = 2000,
     free_bits: float = 3.3,
-    word_dropout: float = 0.3,
+    word_dropout: float = 0.0,
 ) -> Experiment:
     """Write lines of Shakespeare from a Gaussian latent (LSTM encoder and decoder).
 
@@ -53,7 +53,7 @@ def text_vae_shakespeare(
         latent: dimensions of the latent; 0 is the decoder alone, a language model.
         features: units of both LSTMs.
         embed: dimensions of a token's embedding.
-        dropout: of the decoder LSTM's inputs and outputs.
+        dropout: of both LSTMs' inputs and outputs.
         learning_rate: of Adam.
         beta: weight of the divergence.
         anneal: steps over which that weight grows from 0; 0 has it from the first.
@@ -64,7 +64,7 @@ def text_vae_shakespeare(
         data, length=length, kind=tokenizer, vocabulary=vocabulary, held_out=held_out
     )
     start, end, unk = tokens.special("start", "end", "unk")
-    encoder = TextEncoder(tokens.size, latent, features, embed) if latent else None
+    encoder = TextEncoder(tokens.size, latent, features, embed, dropout) if latent else None
     decoder = TextDecoder(tokens.size, features, embed, dropout)
     terms, gaussian = elbo_terms(encoder, decoder, start=start), posterior(encoder)
     draw_likeliest: dict[str, Any] = {"temperature": 0.0, "token_temperature": 0.0}

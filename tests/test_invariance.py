@@ -113,7 +113,7 @@ def autoencoder_kl_task() -> Task:
 
 def text_vae_task() -> Task:
     # Dropout draws by each example's own key, so it may be live.
-    networks = TextEncoder(8, 4, 8, 4), TextDecoder(8, 8, 4, dropout=0.3)
+    networks = TextEncoder(8, 4, 8, 4, dropout=0.3), TextDecoder(8, 8, 4, dropout=0.3)
     return text_vae(
         *networks,
         optax.sgd(0.1),

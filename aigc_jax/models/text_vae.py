@@ -24,6 +24,7 @@ class TextEncoder(nn.Module):
         latent: dimensions of the latent.
         features: units of the LSTM.
         embed: dimensions of a token's embedding.
+        dropout: share of the LSTM's inputs and outputs that training zeroes (Zaremba et al. 2014).
         dtype: of the computation; parameters stay float32.
     """
 
@@ -31,20 +32,30 @@ class TextEncoder(nn.Module):
     latent: int = 32
     features: int = 256
     embed: int = 256
+    dropout: float = 0.0
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, tokens: Array, mask: Array, keys: Array | None = None
+    ) -> tuple[Array, Array]:
         """Map (b, t) tokens, real where the (b, t) mask is 1, to means and log variances.
 
         The real ones come first in each row; what follows them is not read.
+
+        Args:
+            tokens: (b, t).
+            mask: (b, t).
+            keys: (b,) of the dropout, an example's own; None to drop nothing.
 
         Returns:
             Two of (b, latent) float32.
         """
         x = nn.Embed(self.vocabulary, self.embed, dtype=self.dtype, name="embed")(tokens)
+        x = x if keys is None else drop(x, fold(keys, 0), self.dropout)
         cell = nn.OptimizedLSTMCell(self.features, dtype=self.dtype, name="cell")
         x: Any = nn.RNN(cell)(x)
+        x = x if keys is None else drop(x, fold(keys, 1), self.dropout)
         real = mask.astype(jnp.float32)
         share = real / jnp.maximum(real.sum(1, keepdims=True), 1)
         x = (x * share[..., None]).sum(1)  # (b, t, features) -> (b, features)

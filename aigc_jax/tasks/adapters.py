@@ -43,37 +43,37 @@ def low_rank(rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("qkv"
     return Adapter(lambda key, _, params: init_lora(key, params, rank, targets), variables)
 
 
-def prompt(n: int = 20) -> Adapter:
-    """Put n embeddings before each text, of no tokens (prompt tuning, Lester et al. 2021, §2).
+def prompt(length: int = 20) -> Adapter:
+    """Put embeddings before each text, of no tokens (prompt tuning, Lester et al. 2021, §2).
 
     They begin as those of tokens drawn from the vocabulary (§2.1). Layers read them once, not once
     a row; the text itself stands at the positions at which it stands without them.
 
     Raises:
-        ValueError: `n` is less than 1; or, when it is initialised, more than the context.
+        ValueError: `length` is less than 1; or, when it is initialised, more than the context.
     """
-    _check("n", n)
+    _check("length", length)
 
     def variables(network: GPT, params: Any, own: Any) -> dict[str, Any]:
         return {"prefix": _read(network, params, own["embedding"])}
 
-    init = lambda key, network, params: {"embedding": _embeddings(key, network, params, n)}
+    init = lambda key, network, params: {"embedding": _embeddings(key, network, params, length)}
     return Adapter(init, variables)
 
 
-def prefix(n: int = 20) -> Adapter:
-    """Let every layer attend to n keys and values of its own (prefix tuning, Li & Liang 2021).
+def prefix(length: int = 20) -> Adapter:
+    """Let every layer attend to keys and values of its own (prefix tuning, Li & Liang 2021).
 
     They begin as those of tokens drawn from the vocabulary, which the authors found to do better
     than noise (§7.4), and descend directly: there is no perceptron between (§4.3).
 
     Raises:
-        ValueError: `n` is less than 1; or, when it is initialised, more than the context.
+        ValueError: `length` is less than 1; or, when it is initialised, more than the context.
     """
-    _check("n", n)
+    _check("length", length)
 
     def init(key: Array, network: GPT, params: Any) -> Any:
-        return _read(network, params, _embeddings(key, network, params, n))
+        return _read(network, params, _embeddings(key, network, params, length))
 
     return Adapter(init, lambda network, params, own: {"prefix": own})
 
@@ -83,12 +83,12 @@ def _check(name: str, value: int) -> None:
         raise ValueError(f"{name}={value} must be at least 1")
 
 
-def _embeddings(key: Array, network: GPT, params: Any, n: int) -> Array:
-    """Return the (n, width) embeddings of tokens drawn from the vocabulary, each once if it can."""
-    if n > network.context:
-        raise ValueError(f"n={n} is more than context={network.context}")
+def _embeddings(key: Array, network: GPT, params: Any, length: int) -> Array:
+    """Return the (length, width) embeddings of tokens drawn from the vocabulary."""
+    if length > network.context:
+        raise ValueError(f"length={length} is more than context={network.context}")
     tokens = jax.random.permutation(key, network.vocabulary)
-    return jnp.take(params["tokens"]["embedding"], jnp.resize(tokens, (n,)), axis=0)
+    return jnp.take(params["tokens"]["embedding"], jnp.resize(tokens, (length,)), axis=0)
 
 
 def _read(network: GPT, params: Any, embedding: Array) -> dict[str, Any]:

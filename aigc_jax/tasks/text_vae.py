@@ -45,7 +45,7 @@ def text_vae(
     token is real; what follows the real ones changes nothing.
 
     Args:
-        encoder: `(tokens, mask) -> (mu, logvar)`, such as `models.text_vae.TextEncoder`; None if
+        encoder: `(tokens, mask, keys) -> (mu, logvar)`, such as `models.text_vae.TextEncoder`; None if
             there is no latent.
         decoder: `(z, tokens, keys) -> logits`, with `begin` and `step`, such as
             `models.text_vae.TextDecoder`.
@@ -86,7 +86,7 @@ def text_vae(
         return params, {}
 
     def loss(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Out:
-        mu, logvar = encode(params, batch)
+        mu, logvar = encode(params, batch, fold(keys, 3) if mode.train else None)
         z = reparameterise(mu, logvar, fold(keys, 0))
         unread = None
         if word_dropout and mode.train:
@@ -156,17 +156,18 @@ def text_vae(
     return Task(init, (Phase("text_vae", networks, loss, tx),), sample)
 
 
-def posterior(encoder: nn.Module | None) -> Callable[[Any, Batch], tuple[Array, Array]]:
-    """Make `(params, batch) -> (mu, logvar)`, each (b, latent), of q(z|x).
+def posterior(encoder: nn.Module | None) -> Callable[..., tuple[Array, Array]]:
+    """Make `(params, batch, keys=None) -> (mu, logvar)`, each (b, latent), of q(z|x).
 
-    The encoder is that of `text_vae`; without one, they are (b, 0).
+    The encoder is that of `text_vae`; without one, they are (b, 0). `keys` (b,) drop out.
     """
 
-    def encode(params: Any, batch: Batch) -> tuple[Array, Array]:
+    def encode(params: Any, batch: Batch, keys: Array | None = None) -> tuple[Array, Array]:
         if encoder is None:
             nothing = jnp.zeros((batch["tokens"].shape[0], 0))
             return nothing, nothing
-        gaussian: Any = encoder.apply({"params": params["encoder"]}, batch["tokens"], batch["mask"])
+        variables = {"params": params["encoder"]}
+        gaussian: Any = encoder.apply(variables, batch["tokens"], batch["mask"], keys)
         return gaussian
 
     return encode

@@ -115,9 +115,9 @@ def test_they_learn_and_write(adapter):
 
 def test_settings_of_adapters_are_checked():
     for make in (prompt, prefix):
-        with pytest.raises(ValueError, match="n=0 must be at least 1"):
+        with pytest.raises(ValueError, match="length=0 must be at least 1"):
             make(0)
-        with pytest.raises(ValueError, match="n=13 is more than context=12"):
+        with pytest.raises(ValueError, match="length=13 is more than context=12"):
             make(13).init(KEY, NETWORK, weights(NETWORK))
     with pytest.raises(ValueError, match="rank=0 must be at least 1"):
         low_rank(0)

@@ -124,7 +124,7 @@ def test_terms_are_the_bound_and_drop_nothing():
 @functools.cache
 def real():
     """A task of real networks, all its remedies on, and its loss and gradient compiled."""
-    networks = TextEncoder(V, 4, 8, 8), TextDecoder(V, 8, 8, dropout=0.3)
+    networks = TextEncoder(V, 4, 8, 8, dropout=0.3), TextDecoder(V, 8, 8, dropout=0.3)
     task = text_vae(*networks, optax.sgd(0.1), latent=4, free_bits=0.1, word_dropout=0.3, **SPECIAL)
     params, _ = jax.jit(task.init)(stream(0, "init"), sentences())
 
