@@ -6,10 +6,11 @@
 GPT2 is a folder with config.json, model.safetensors and the tokenizer's files. Hardware: a GPU.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from aigc_jax.core.keys import stream
 from aigc_jax.core.types import Experiment
 from aigc_jax.pretrained.gpt2 import read_gpt2, read_gpt2_network
 from aigc_jax.tasks.adapters import prefix, prompt
@@ -48,15 +49,21 @@ def gpt_prompt(
     """
     text, begin = tuning_text(data, checkpoint)
     network = read_gpt2_network(checkpoint).clone(dropout=0.0, scan=scan, dtype=jnp.dtype(dtype))
+    adapter = {"prompt": prompt, "prefix": prefix}[form](length)
     tuned = language_model(
         text,
         network,
         adamw(learning_rate, weight_decay=0.0),
-        adapter={"prompt": prompt, "prefix": prefix}[form](length),
+        adapter=adapter,
         window=context or network.context,
         batch=batch,
         steps=200,
         begin=begin,
         n=n,
     )
-    return tuned._replace(weights=lambda: {"gpt": read_gpt2(checkpoint)[1]}, export=None)
+
+    def weights() -> dict[str, Any]:
+        params = read_gpt2(checkpoint)[1]
+        return {"gpt": params, "adapter": adapter.init(stream(0, "adapter"), network, params)}
+
+    return tuned._replace(weights=weights, export=None)

@@ -46,7 +46,8 @@ def low_rank(rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = ("qkv"
 def prompt(length: int = 20) -> Adapter:
     """Put embeddings before each text, of no tokens (prompt tuning, Lester et al. 2021, §2).
 
-    They begin as those of tokens drawn from the vocabulary (§2.1). Layers read them once, not once
+    They begin as those of tokens drawn from the vocabulary (§2.1); of weights that are given to a
+    task, begin with `init(key, network, params)` of them, and give it that as well. Layers read them once, not once
     a row; the text itself stands at the positions at which it stands without them.
 
     Raises:
@@ -64,8 +65,9 @@ def prompt(length: int = 20) -> Adapter:
 def prefix(length: int = 20) -> Adapter:
     """Let every layer attend to keys and values of its own (prefix tuning, Li & Liang 2021).
 
-    They begin as those of tokens drawn from the vocabulary, which the authors found to do better
-    than noise (§7.4), and descend directly: there is no perceptron between (§4.3).
+    They begin as what layers make of tokens drawn from the vocabulary, which the authors found to
+    do better than noise (§7.4), and descend directly: there is no perceptron between (§4.3). Of
+    weights that are given to a task, see `prompt`.
 
     Raises:
         ValueError: `length` is less than 1; or, when it is initialised, more than the context.

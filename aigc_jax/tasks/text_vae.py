@@ -45,8 +45,8 @@ def text_vae(
     token is real; what follows the real ones changes nothing.
 
     Args:
-        encoder: `(tokens, mask, keys) -> (mu, logvar)`, such as `models.text_vae.TextEncoder`; None if
-            there is no latent.
+        encoder: `(tokens, mask, keys) -> (mu, logvar)`, such as `models.text_vae.TextEncoder`;
+            None if there is no latent.
         decoder: `(z, tokens, keys) -> logits`, with `begin` and `step`, such as
             `models.text_vae.TextDecoder`.
         tx: the optimiser.

@@ -23,10 +23,13 @@ def weights(network, scale=0.3):
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, scale, s.shape), s.dtype), shapes)
 
 
-def logits(network, params, adapter, own, tokens=TOKENS, **options):
-    variables = {"params": params} | adapter.variables(network, params, own)
-    with lora():
-        return network.apply(variables, tokens, **options)
+def logits(network, params, adapter, own, tokens=TOKENS, method=None, **options):
+    def run(params, own, tokens, options):
+        variables = {"params": params} | adapter.variables(network, params, own)
+        with lora():
+            return network.apply(variables, tokens, method=method, **options)
+
+    return jax.jit(run)(params, own, tokens, options)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,9 @@ def test_a_prompt_begins_as_tokens_and_a_prefix_as_what_layers_make_of_them():
     assert prompt(12).init(KEY, NETWORK, params)["embedding"].shape == (12, 16)  # there are 7
 
 
-@pytest.mark.parametrize("adapter", [prompt(2), prefix(2), low_rank(2)], ids=str)
+@pytest.mark.parametrize(
+    "adapter", [prompt(2), prefix(2), low_rank(2)], ids=["prompt", "prefix", "low_rank"]
+)
 def test_packed_and_cached_texts_are_as_whole_ones(adapter):
     params = weights(NETWORK)
     own = adapter.init(KEY, NETWORK, params)
@@ -95,21 +100,28 @@ def test_they_learn_and_write(adapter):
     text = np.array([3, 1, 4, 1, 5, 2, 6, 0, 3, 1, 4], np.int32)
     batch = {"tokens": jnp.tile(text, (2, 1))}
     base = weights(NETWORK)
-    state = init(task, stream(0, "init"), batch, {"gpt": base})
-    before = lm_terms(NETWORK, adapter)(state.params, {}, batch, None)["nll"][0]
+    given = {"gpt": base, "adapter": adapter.init(KEY, NETWORK, base)}
+    state = init(task, stream(0, "init"), batch, given)
+    nll = jax.jit(lambda params: lm_terms(NETWORK, adapter)(params, {}, batch, None)["nll"][0])
+    before = nll(state.params)
     step = jax.jit(make_step(task, seed=0))
     for _ in range(30):
         state, _ = step(state, batch)
     chex.assert_trees_all_equal(state.params["gpt"], base)
-    after = lm_terms(NETWORK, adapter)(state.params, {}, batch, None)["nll"][0]
+    after = nll(state.params)
     assert after < before - 0.2
     drawn = task.sample(
         state.params, {}, stream(0, "s")[None], {"tokens": text[None, :6]}, length=5, temperature=0
     )
-    greedy = text[None, :6]
-    for _ in range(5):
-        of = logits(NETWORK, base, adapter, state.params["adapter"], greedy)
-        greedy = np.concatenate([greedy, of[:, -1:].argmax(-1)], 1)
+    greedy = np.zeros((1, 11), np.int32)
+    greedy[:, :6] = text[:6]
+    read = jax.jit(
+        lambda own, tokens: NETWORK.apply(
+            {"params": base} | adapter.variables(NETWORK, base, own), tokens
+        )
+    )
+    for i in range(6, 11):
+        greedy[:, i] = read(state.params["adapter"], greedy)[:, i - 1].argmax(-1)
     np.testing.assert_array_equal(drawn["tokens"], greedy)
 
 

@@ -35,7 +35,7 @@ class Length(nn.Module):
     """Believe that the latent is how long the sentence is, give or take e^-1."""
 
     @nn.compact
-    def __call__(self, tokens, mask):
+    def __call__(self, tokens, mask, keys=None):
         mu = mask.sum(1, keepdims=True) + self.param("shift", nn.initializers.zeros, ())
         return mu, jnp.full_like(mu, -2.0)
 
