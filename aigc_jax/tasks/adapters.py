@@ -47,8 +47,8 @@ def prompt(length: int = 20) -> Adapter:
     """Put embeddings before each text, of no tokens (prompt tuning, Lester et al. 2021, §2).
 
     They begin as those of tokens drawn from the vocabulary (§2.1); of weights that are given to a
-    task, begin with `init(key, network, params)` of them, and give it that as well. Layers read them once, not once
-    a row; the text itself stands at the positions at which it stands without them.
+    task, begin with `init(key, network, params)` of them, and give it that as well. Layers read
+    them once, not once a row; the text itself stands at the positions at which it stands without.
 
     Raises:
         ValueError: `length` is less than 1; or, when it is initialised, more than the context.
