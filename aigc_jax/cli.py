@@ -607,13 +607,15 @@ def _duration(seconds: float) -> str:
 
 
 def _tempting(experiment: "Experiment") -> str:
-    """Return flags of `aigc sample` that show what it can do: a class, and an option doubled."""
+    """Return flags of `aigc sample` that show what it can do: a class, and an option changed."""
     flags = ""
     if classes := experiment.classes:
         flags += f" --label {shlex.quote(classes[3 % len(classes)])}"
     for flag in flags_of(experiment.task.sample, ("observe",)):
         if isinstance(flag.default, float) and flag.default:
-            return f"{flags} --{flag.name.replace('_', '-')} {2 * flag.default:g}"
+            # Twice as hot a text or latent is noise.
+            times = 0.5 if flag.name.endswith("temperature") else 2
+            return f"{flags} --{flag.name.replace('_', '-')} {times * flag.default:g}"
     return flags
 
 
