@@ -2,7 +2,12 @@
 
     aigc train cvae_mnist --inner-steps 10
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 3 minutes.
+Score: a classifier sees the class asked for in 84.8 % of 1,000 samples; −ELBO 107.0 nats
+
+Fréchet distance 5.0 (real training digits 0.39), precision 0.85 (real 0.88), recall 0.38 (0.87).
+With --latent 20 the −ELBO is 101.8 (79.6 and 22.2), but what encoders use of so many dimensions is
+far from what is drawn: 67.6 % of the class asked for, at 7.9.
 """
 
 from typing import Any
@@ -27,7 +32,7 @@ CLASSES = 10
 
 
 def cvae_mnist(
-    *, batch: int = 128, latent: int = 20, hidden: int = 400, learning_rate: float = 1e-3
+    *, batch: int = 128, latent: int = 8, hidden: int = 400, learning_rate: float = 1e-3
 ) -> Experiment:
     """Draw MNIST digits of a class asked for (VAE with labels, 10 epochs of Adam).
 
