@@ -7,7 +7,17 @@
 The remedies are windows of the first text among those of the second, and elastic weight
 consolidation (Kirkpatrick et al. 2017). GPT2 is a folder with config.json, model.safetensors and
 the tokenizer's files, such as `aigc export` makes of a run that learned the first text.
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 2 minutes each.
+
+Nats a token of held-out text, of a model that learned Shakespeare (`gpt_shakespeare_bpe --form
+gpt2`), and then 1,000 steps of Python's documentation (--learning-rate 1e-3):
+
+    remedy                        Shakespeare    documentation
+    before                               3.79             7.98
+    none                                 6.75             2.45
+    replay, of a tenth                   4.44             2.45
+    elastic, --strength 100              4.68             3.07
+    elastic, --strength 1000             4.31             3.51
 """
 
 from typing import Any, Literal

@@ -3,7 +3,15 @@
     aigc train gpt_lora --checkpoint GPT2 --data TEXT --steps 200
     aigc export runs/gpt_lora --out ADAPTER    # for PEFT to read
 
-GPT2 is a folder with config.json, model.safetensors and the tokenizer's files. Hardware: a GPU.
+GPT2 is a folder with config.json, model.safetensors and the tokenizer's files.
+Hardware: a GPU; for the figures below, 1 CPU core.
+
+Measured with a small one, of the first half of tiny Shakespeare (`gpt_shakespeare_bpe --form gpt2`,
+932,608 parameters), on the second, after 200 and 1,000 steps of 12 windows, in nats a token of the
+held-out text, of which it takes 4.132 before: 3.920 and 3.866, where `gpt2_finetune` comes to 3.802
+and 3.678. It trains 1.8 % of the parameters (--rank 2 --alpha 4 --targets qkv attention/out mlp
+--learning-rate 3e-3). Of a text that is far, documentation of Python, pieces of whose words stand
+nowhere in Shakespeare, it learns much less: 3.99, and fine-tuning 2.46.
 """
 
 from pathlib import Path

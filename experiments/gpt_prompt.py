@@ -3,7 +3,13 @@
     aigc train gpt_prompt --checkpoint GPT2 --data TEXT --steps 200
     aigc train gpt_prompt --checkpoint GPT2 --data TEXT --form prefix
 
-GPT2 is a folder with config.json, model.safetensors and the tokenizer's files. Hardware: a GPU.
+GPT2 is a folder with config.json, model.safetensors and the tokenizer's files.
+Hardware: a GPU; for the figures below, 1 CPU core.
+
+Measured with a small one, of the first half of tiny Shakespeare (`gpt_shakespeare_bpe --form gpt2`,
+932,608 parameters), on the second, after 1,000 steps of 12 windows, in nats a token of the held-out
+text, of which it takes 4.132 before: 4.083 by a prompt (2,560 parameters) and 3.964 by a
+prefix (20,480), where `gpt_lora` comes to 3.866 by 16,384.
 """
 
 from typing import Any, Literal

@@ -4,7 +4,8 @@
     aigc sample runs/gpt_shakespeare_bpe --prompt "ROMEO:" --top-p 0.9
     aigc train gpt_shakespeare_bpe --form gpt2    # to export, and to go on from
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 4 minutes, of --form gpt2 --inner-steps 10.
+Score: 1.704 nats a character of the held-out tenth; 3.844 a token
 """
 
 from typing import Literal
