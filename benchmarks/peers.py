@@ -435,7 +435,8 @@ def gpt_generate(batch: int, size: str, length: int = 128) -> Case:
     return Case(ours, peers, batch * length, batch * length, difference)
 
 
-SIZES = {"small": (6, 6, 384, 65), "gpt2": (12, 12, 768, 50257)}  # layers, heads, width, vocabulary
+# layers, heads, width, vocabulary: nanoGPT's for a CPU, and for a GPU, and the smallest GPT-2
+SIZES = {"cpu": (4, 4, 128, 65), "gpu": (6, 6, 384, 65), "gpt2": (12, 12, 768, 50257)}
 
 CASES: dict[str, Callable[[str], Case]] = {
     "ddpm_step": lambda size: ddpm_step(size, 16),
@@ -445,8 +446,10 @@ CASES: dict[str, Callable[[str], Case]] = {
     "vae_step_128": lambda size: vae_step(128),
     "vae_step_8": lambda size: vae_step(8),
     "gpt_step": lambda size: gpt_step(),
-    "gpt_generate_1": lambda size: gpt_generate(1, "small"),
-    "gpt_generate_8": lambda size: gpt_generate(8, "small"),
+    "gpt_cpu_generate_1": lambda size: gpt_generate(1, "cpu"),
+    "gpt_cpu_generate_8": lambda size: gpt_generate(8, "cpu"),
+    "gpt_gpu_generate_1": lambda size: gpt_generate(1, "gpu"),
+    "gpt_gpu_generate_8": lambda size: gpt_generate(8, "gpu"),
     "gpt2_generate_1": lambda size: gpt_generate(1, "gpt2"),
     "gpt2_generate_8": lambda size: gpt_generate(8, "gpt2"),
     "input": lambda size: input_pipeline(),

@@ -13,7 +13,7 @@ from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.gpt import GPT
 from aigc_jax.nn.lora import lora
-from aigc_jax.nn.transformer import TENSOR_AXES
+from aigc_jax.nn.transformer import TENSOR_AXES, unstack
 from aigc_jax.samplers.autoregressive import Decoder
 from aigc_jax.samplers.window import generate_long
 from aigc_jax.tasks.adapters import Adapter
@@ -149,7 +149,7 @@ def decoder(
         vocabulary: the logits of other tokens are left away.
         adapter: as of `lm`.
     """
-    run = _bind(network, params, adapter)
+    run = _bind(network, params, adapter, apart=True)
 
     def extend(
         tokens: Array, cache: Any, slot: int | Array, start: Array | None
@@ -227,11 +227,15 @@ def adamw(
     )
 
 
-def _bind(network: GPT, params: Any, adapter: Adapter | None) -> Callable[..., Any]:
-    """Make what `network.apply` is, of its weights, adapted or not."""
+def _bind(
+    network: GPT, params: Any, adapter: Adapter | None, apart: bool = False
+) -> Callable[..., Any]:
+    """Make what `network.apply` is, of its weights, adapted or not; apart, for `extend` alone."""
     variables = {"params": params["gpt"]}
     if adapter is not None:
         variables |= adapter.variables(network, params["gpt"], params["adapter"])
+    if apart:
+        variables = {name: unstack(of) for name, of in variables.items()}
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with lora():

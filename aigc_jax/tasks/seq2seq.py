@@ -10,7 +10,7 @@ from jax import Array
 from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.seq2seq import Seq2Seq
-from aigc_jax.nn.transformer import TENSOR_AXES
+from aigc_jax.nn.transformer import TENSOR_AXES, unstack
 from aigc_jax.samplers.autoregressive import Decoder, generate
 from aigc_jax.samplers.beam import beam_search
 
@@ -154,6 +154,7 @@ def decoder(network: Seq2Seq, params: Any, source: Array, mask: Array | None = N
         source: (b, s).
         mask: (b, s), 1 where a token is.
     """
+    apart = {"params": unstack(params, "decoder")}
     memory: Any = network.apply({"params": params}, source, mask, method="encode")
 
     def make_cache(batch: int, slots: int) -> Any:
@@ -162,7 +163,7 @@ def decoder(network: Seq2Seq, params: Any, source: Array, mask: Array | None = N
     def extend(
         tokens: Array, cache: Any, slot: int | Array, start: Array | None
     ) -> tuple[Array, Any]:
-        read: Any = network.apply({"params": params}, tokens, cache, slot, start, method="extend")
+        read: Any = network.apply(apart, tokens, cache, slot, start, method="extend")
         return read
 
     return Decoder(make_cache, extend)

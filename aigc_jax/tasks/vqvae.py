@@ -16,6 +16,7 @@ from aigc_jax.core.types import Batch, Mode, Out, Phase, Task
 from aigc_jax.functional.likelihood import categorical_nll
 from aigc_jax.models.gpt import GPT
 from aigc_jax.nn.quantizer import FiniteScalarQuantizer, VectorQuantizer
+from aigc_jax.nn.transformer import unstack
 from aigc_jax.samplers.autoregressive import sample_tokens
 from aigc_jax.tasks.gan import choose_label
 
@@ -197,11 +198,11 @@ def draw_codes(
         (b, context) int32.
     """
 
+    apart = {"params": unstack(params)}
+
     def step(carry: Any, token: Array) -> tuple[Any, Array]:
         cache, position = carry
-        read: Any = prior.apply(
-            {"params": params}, token[:, None], cache, position, method="extend"
-        )
+        read: Any = prior.apply(apart, token[:, None], cache, position, method="extend")
         logits, cache = read
         return (cache, position + 1), logits[:, 0]  # (b, 1, codes) -> (b, codes)
 
