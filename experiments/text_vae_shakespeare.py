@@ -4,7 +4,11 @@
     aigc train text_vae_shakespeare --anneal 0 --free-bits 0    # it collapses
     aigc train text_vae_shakespeare --latent 0    # the same decoder without a latent, to compare
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 30 minutes; 17 without a latent.
+Score: −ELBO 56.9 nats a line of the test split, 2.6 % above the decoder's own 55.5 without a latent
+
+Of which divergence 3.38, and mutual information of line and latent 3.23: two of 16 dimensions are
+active, and tell the kind of line (its length, and whether it is a speaker's name), not its words.
 """
 
 import math
