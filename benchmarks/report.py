@@ -33,6 +33,7 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
             ("compiler", "compiler", ""),
             ("batch", "batch", ""),
             ("examples_per_second_per_device", "examples/s a device", ",.0f"),
+            ("tokens_per_second_per_device", "tokens/s a device", ",.0f"),
             ("step_milliseconds", "ms a step", ",.1f"),
             ("model_flop_utilisation", "MFU", ".0%"),
             ("compile_seconds", "compile, s", ".1f"),

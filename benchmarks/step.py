@@ -3,10 +3,11 @@
 An experiment is its name, or its name and some arguments: `ddpm_cifar10:dtype=bfloat16,batch=512`.
 By default all those whose data are here.
 
-Each row is one experiment and compiler: compile time, first call, step time, examples/s a device,
-memory, operations as XLA counts them and as `benchmarks.flops` does, bytes moved; and how these
-compare with a large matrix product and a large copy, measured in the same run. The batch is a real
-one and stays on the device; steps are dispatched as training does, without waiting for each.
+Each row is one experiment and compiler: compile time, first call, step time, examples/s a device
+(and tokens/s, where a batch holds tokens: those that another comes before), memory, operations as
+XLA counts them and as `benchmarks.flops` does, bytes moved; and how these compare with a large
+matrix product and a large copy, measured in the same run. The batch is a real one and stays on the
+device; steps are dispatched as training does, without waiting for each.
 """
 
 import argparse
@@ -85,6 +86,10 @@ def measure(experiment: Experiment, compiler: str, seconds: float) -> dict[str, 
     median = statistics.median(times)
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     devices, flops = mesh.size, costs.get("flops")
+    tokens = {}
+    if "tokens" in batch:
+        rate = batch["tokens"][:, 1:].size / median / devices
+        tokens = {"tokens_per_second_per_device": round(rate, 1)}
     return {
         "compiler": compiler,
         "batch": experiment.batch,
@@ -95,6 +100,7 @@ def measure(experiment: Experiment, compiler: str, seconds: float) -> dict[str, 
         "step_milliseconds_p10": round(1e3 * times[2], 3),
         "step_milliseconds_p90": round(1e3 * times[-3], 3),
         "examples_per_second_per_device": round(experiment.batch / median / devices, 2),
+        **tokens,
         "model_flops": model_flops,
         "xla_flops": flops,
         "model_flops_per_second_per_device": model_flops / median / devices,

@@ -257,7 +257,7 @@ SPARED = {
     "wgan_gp": ("accumulate2",),
     "gan_lazy": ("accumulate2",),
     "pix2pix": ("jit4", "fsdp4"),
-    "adversarial_diffusion": ("jit4", "fsdp4", "accumulate2"),
+    "adversarial_diffusion": ("jit4", "fsdp4", "accumulate2", "pmap4"),
     "stylegan2": ("jit4", "fsdp4"),
 }
 CASES = [

@@ -188,7 +188,7 @@ class GPT(nn.Module):
             (b, t, vocabulary) logits, of the token after each, and the cache.
         """
         chex.assert_rank(tokens, {2, 3})
-        slots = cache[0].key.shape[1]
+        slots = cache[0].key.shape[2]
         position, seen = look_back(slot, tokens.shape[1], slots, start)
         attending: dict[str, Any] = {"mask": seen}
         if self.positions == "alibi":
@@ -201,7 +201,7 @@ class GPT(nn.Module):
     def make_cache(self, batch: int, slots: int | None = None) -> tuple[Cache, ...]:
         """Return the empty caches of all layers for so many tokens; `context` by default."""
         heads = self.kv_heads or self.heads
-        shape = (batch, slots or self.context, heads, self.width // self.heads)
+        shape = (batch, heads, slots or self.context, self.width // self.heads)
         empty = lambda: jnp.zeros(shape, self.dtype or jnp.float32)
         return tuple(Cache(empty(), empty()) for _ in range(self.layers))
 

@@ -192,7 +192,7 @@ class Seq2Seq(nn.Module):
         _, all_layers = jax.vmap(read)(params)
         layers = range(self.layers)
         of_source = tuple(jax.tree.map(lambda x, i=i: x[i], all_layers) for i in layers)
-        shape = (b, slots, self.heads, self.width // self.heads)
+        shape = (b, self.heads, slots, self.width // self.heads)
         empty = lambda: jnp.zeros(shape, self.dtype or jnp.float32)
         own = tuple(Cache(empty(), empty()) for _ in layers)
         return DecoderCache(own, of_source, _attended(mask))
@@ -216,7 +216,7 @@ class Seq2Seq(nn.Module):
             (b, t, vocabulary) logits, of the token after each, and the cache.
         """
         chex.assert_rank(tokens, 2)
-        slots = cache.own[0].key.shape[1]
+        slots = cache.own[0].key.shape[2]
         position, seen = look_back(slot, tokens.shape[1], slots, start)
         x = self._embed(self.tokens(tokens), position)  # (b, t) -> (b, t, width)
         x, own = extend_blocks(

@@ -33,7 +33,8 @@ def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
     chex.assert_equal_shape([k, v])
     if jax.default_backend() == "cpu" and not kwargs.keys() - {"bias", "mask", "is_causal"}:
         return _attend_on_cpu(q, k, v, **kwargs)
-    kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1])
+    # For a single query there is little to fuse, and the kernel would turn a cache's keys around.
+    kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1]) if q.shape[1] > 1 else None
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **kwargs)
 
 

@@ -41,9 +41,12 @@ TENSOR_AXES = {
 class Cache(NamedTuple):
     """What one layer remembers of the tokens it has read, each in its slot.
 
+    Heads come before slots, as products of a query with them read them: the other way round, they
+    would be turned around for every token that is written.
+
     Attributes:
-        key: (b, slots, kv_heads, d).
-        value: (b, slots, kv_heads, d).
+        key: (b, kv_heads, slots, d).
+        value: (b, kv_heads, slots, d).
     """
 
     key: Array
@@ -128,14 +131,17 @@ class Attention(nn.Module):
             q = project(x, group, "query")
             if not isinstance(memory, Cache):
                 k, v = jnp.split(project(memory, 2, "kv"), 2, 3)
-                memory = Cache(k[..., 0, :], v[..., 0, :])  # (b, s, kv, 1, d) -> (b, s, kv, d)
-            k, v = cache = memory
+                # (b, s, kv, 1, d) -> (b, kv, s, d)
+                memory = Cache(*(x[..., 0, :].swapaxes(1, 2) for x in (k, v)))
+            cache = memory
         q = q.reshape(*q.shape[:2], self.heads, d)  # (b, t, kv, group, d) -> (b, t, heads, d)
         if memory is None and self.rotary:
             assert position is not None
             q, k = rotate(q, position), rotate(k, position)
         if memory is None and cache is not None:
-            k, v = cache = Cache(write(cache.key, k, slot), write(cache.value, v, slot))
+            cache = Cache(write(cache.key, k, slot), write(cache.value, v, slot))
+        if cache is not None:
+            k, v = (x.swapaxes(1, 2) for x in cache)  # (b, kv, s, d) -> (b, s, kv, d)
         if memory is None and self.has_variable("prefix", "key"):
             own = Cache(*(self.get_variable("prefix", name) for name in Cache._fields))
             k, v, kwargs = put_before(k, v, own, **kwargs)
@@ -182,14 +188,14 @@ def put_before(
 
 
 def write(slots: Array, x: Array, slot: int | Array) -> Array:
-    """Write (b, t, ...) to the slots slot, …, slot + t − 1 of (b, slots, ...).
+    """Write (b, t, kv, d) to the slots slot, …, slot + t − 1 of (b, kv, slots, d).
 
     `slot` is (), or (b,) where rows stand at different slots.
     """
-    x = x.astype(slots.dtype)
+    x = x.astype(slots.dtype).swapaxes(1, 2)  # (b, t, kv, d) -> (b, kv, t, d)
     if jnp.ndim(slot) == 0:
-        return lax.dynamic_update_slice_in_dim(slots, x, slot, 1)
-    return jax.vmap(lambda old, new, at: lax.dynamic_update_slice_in_dim(old, new, at, 0))(
+        return lax.dynamic_update_slice_in_dim(slots, x, slot, 2)
+    return jax.vmap(lambda old, new, at: lax.dynamic_update_slice_in_dim(old, new, at, 1))(
         slots, x, slot
     )
 

@@ -98,5 +98,6 @@ def _read(network: GPT, params: Any, embedding: Array) -> dict[str, Any]:
     cache: Any = network.make_cache(1, len(embedding))
     variables = {"params": params}
     cache = network.apply(variables, embedding[None], cache, method="extend")[1]
-    stacked = jax.tree.map(lambda *layers: jnp.stack(layers)[:, 0], *cache)  # (layers, n, kv, d)
+    # (1, kv, n, d) of each layer -> (layers, n, kv, d)
+    stacked = jax.tree.map(lambda *layers: jnp.concatenate(layers).swapaxes(1, 2), *cache)
     return {"blocks": {"attention": {"key": stacked.key, "value": stacked.value}}}

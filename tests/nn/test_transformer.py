@@ -106,7 +106,7 @@ def test_attention_to_another_sequence(kv_heads):
     alone = attention(p, X[1], MEMORY[1, 1:])
     np.testing.assert_allclose(masked[1], alone, atol=1e-5)
 
-    assert made.key.shape == made.value.shape == (B, S, kv_heads or HEADS, WIDTH // HEADS)
+    assert made.key.shape == made.value.shape == (B, kv_heads or HEADS, S, WIDTH // HEADS)
     again, same = run(made, mask=THERE)
     np.testing.assert_array_equal(again, masked)
     chex.assert_trees_all_equal(same, made)
@@ -132,11 +132,11 @@ def test_positions_turn_a_sequence_but_not_another():
 
 
 def test_tokens_are_written_to_slots():
-    slots, x = np.zeros((2, 6, 3), np.float32), RNG.normal(size=(2, 2, 3)).astype(np.float32)
+    slots, x = np.zeros((2, 4, 6, 3), np.float32), RNG.normal(size=(2, 2, 4, 3)).astype(np.float32)
     for slot, places in ((1, [1, 1]), (jnp.int32(4), [4, 4]), (jnp.array([0, 3]), [0, 3])):
         expected = slots.copy()
         for row, place in enumerate(places):
-            expected[row, place : place + 2] = x[row]
+            expected[row, :, place : place + 2] = x[row].swapaxes(0, 1)
         np.testing.assert_array_equal(jax.jit(write)(slots, x, slot), expected)
     written = write(slots.astype(jnp.bfloat16), x, 0)
     assert written.dtype == jnp.bfloat16
@@ -149,7 +149,7 @@ def test_what_is_in_a_cache_is_attended_to(slot):
     params = make(module, X)
     expected, _ = module.apply({"params": params}, X, is_causal=True)
     places = np.resize(slot, B)
-    empty = np.full((B, 8, 2, WIDTH // HEADS), 7.0, np.float32)
+    empty = np.full((B, 2, 8, WIDTH // HEADS), 7.0, np.float32)
     cache, start = Cache(empty, empty), np.asarray(places, np.int32)
     step = jax.jit(functools.partial(module.apply, {"params": params}))
     for i in range(T):
@@ -158,7 +158,7 @@ def test_what_is_in_a_cache_is_attended_to(slot):
         y, cache = step(X[:, i : i + 1], cache=cache, slot=at, mask=mask)
         np.testing.assert_allclose(y[:, 0], expected[:, i], atol=1e-5)
     for row, place in enumerate(places):
-        untouched = np.delete(cache.key[row], range(place, place + T), 0)
+        untouched = np.delete(cache.key[row], range(place, place + T), 1)
         np.testing.assert_array_equal(untouched, 7.0)
 
 
@@ -250,7 +250,7 @@ class Stack(nn.Module):
         return run_blocks(self.blocks, x, LAYERS, is_causal=True, **compiled, **reading)
 
     def extend(self, x, caches, memories, slot):
-        mask = look_back(slot, x.shape[1], caches[0].key.shape[1])[1]
+        mask = look_back(slot, x.shape[1], caches[0].key.shape[2])[1]
         reading = {"memory_mask": THERE, "slot": slot, "mask": mask}
         return extend_blocks(self.blocks, x, caches, memories, **reading)
 
@@ -277,7 +277,7 @@ def test_a_stack_goes_on_from_caches():
     cross = Attention(HEADS, 2, bias=False)
     of = lambda layer: jax.tree.map(lambda x: x[layer], params["blocks"]["cross"])
     memories = tuple(cross.apply({"params": of(layer)}, X, MEMORY)[1] for layer in range(LAYERS))
-    empty = np.full((B, T + 1, 2, WIDTH // HEADS), 7.0, np.float32)
+    empty = np.full((B, 2, T + 1, WIDTH // HEADS), 7.0, np.float32)
     caches = (Cache(empty, empty),) * LAYERS
     extend = jax.jit(functools.partial(Stack().apply, {"params": params}, method="extend"))
     for part in (slice(0, 3), slice(3, 4), slice(4, 5)):

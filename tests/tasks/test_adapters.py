@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,8 @@ def test_a_prompt_is_read_before_each_text(options):
     whole = network.clone(classes=n)
     table = jnp.concatenate([params["tokens"]["embedding"], own["embedding"]])
     ids = np.concatenate([np.broadcast_to(7 + np.arange(n, dtype=np.int32), (3, n)), TOKENS], 1)
-    expected = whole.apply({"params": params | {"tokens": {"embedding": table}}}, ids)[:, n:]
+    given = {"params": params | {"tokens": {"embedding": table}}}
+    expected = jax.jit(whole.apply)(given, ids)[:, n:]
     np.testing.assert_allclose(logits(network, params, adapter, own), expected, atol=2e-5)
 
 
@@ -101,7 +104,7 @@ def test_they_learn_and_write(adapter):
     batch = {"tokens": jnp.tile(text, (2, 1))}
     base = weights(NETWORK)
     given = {"gpt": base, "adapter": adapter.init(KEY, NETWORK, base)}
-    state = init(task, stream(0, "init"), batch, given)
+    state = jax.jit(functools.partial(init, task))(stream(0, "init"), batch, given)
     nll = jax.jit(lambda params: lm_terms(NETWORK, adapter)(params, {}, batch, None)["nll"][0])
     before = nll(state.params)
     step = jax.jit(make_step(task, seed=0))
@@ -110,9 +113,8 @@ def test_they_learn_and_write(adapter):
     chex.assert_trees_all_equal(state.params["gpt"], base)
     after = nll(state.params)
     assert after < before - 0.2
-    drawn = task.sample(
-        state.params, {}, stream(0, "s")[None], {"tokens": text[None, :6]}, length=5, temperature=0
-    )
+    sample = jax.jit(functools.partial(task.sample, length=5, temperature=0))
+    drawn = sample(state.params, {}, stream(0, "s")[None], {"tokens": text[None, :6]})
     greedy = np.zeros((1, 11), np.int32)
     greedy[:, :6] = text[:6]
     read = jax.jit(

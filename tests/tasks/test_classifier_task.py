@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -119,16 +121,17 @@ def test_a_text_classifier_learns_what_is_in_a_text():
     tokens[np.arange(32), rng.integers(1, 4, 32)] = 1 + label
     mask = (np.arange(6) < rng.integers(4, 7, (32, 1))).astype(np.float32)
     batch = {"tokens": jnp.asarray(tokens), "label": jnp.asarray(label), "mask": jnp.asarray(mask)}
-    state = init(task, stream(0, "init"), batch)
+    state = jax.jit(functools.partial(init, task))(stream(0, "init"), batch)
     step = jax.jit(make_step(task, seed=0))
     for _ in range(80):
         state, metrics = step(state, batch)
     assert metrics["classifier/accuracy"].total == 32
     given = {name: batch[name] for name in ("tokens", "mask")}
-    drawn = task.sample(state.params, {}, KEYS, given)
+    sample = jax.jit(task.sample)
+    drawn = sample(state.params, {}, KEYS, given)
     np.testing.assert_array_equal(drawn["label"], label)
     padded = given | {"tokens": jnp.where(mask > 0, tokens, 7)}
-    again = task.sample(state.params, {}, KEYS, padded)
+    again = sample(state.params, {}, KEYS, padded)
     np.testing.assert_allclose(again["logits"], drawn["logits"], atol=1e-5)
     # Its encoder has the shapes of one that learned to fill in what is hidden.
     of = jax.eval_shape(

@@ -29,20 +29,24 @@ def make(**options):
 def trained():
     task = make()
     batch = {"tokens": jnp.tile(np.tile(TEXT, 2)[:9], (4, 1))}
-    state = init(task, stream(0, "init"), batch)
+    state = jax.jit(functools.partial(init, task))(stream(0, "init"), batch)
     step = jax.jit(make_step(task, seed=0))
     for _ in range(150):
         state, metrics = step(state, batch)
     return state, metrics
 
 
+apply = jax.jit(NETWORK.apply)
+
+
 def nll_by_hand(params, tokens, mask):
-    logits = NETWORK.apply({"params": params["gpt"]}, tokens[:, :-1])
+    logits = apply({"params": params["gpt"]}, tokens[:, :-1])
     each = -np.asarray(jax.nn.log_softmax(logits), np.float64)
     picked = np.take_along_axis(each, np.asarray(tokens)[:, 1:, None], 2)[..., 0]
     return picked * np.asarray(mask)[:, 1:]
 
 
+@jax.jit
 def loss(params, batch):
     [phase] = make().phases
     return phase.loss(params, {}, batch, KEYS[: len(batch["tokens"])], Mode(train=True))
@@ -164,13 +168,14 @@ def test_an_adapter_trains_in_the_networks_stead():
     base = trained()[0].params["gpt"]
     chex.assert_trees_all_equal(state.params["gpt"], base)
     other = {"tokens": jnp.tile(np.tile(TEXT[::-1], 2)[:9], (4, 1))}
-    before = lm_terms(NETWORK, adapter)(state.params, {}, other, KEYS)
-    plain = lm_terms(NETWORK)({"gpt": base}, {}, other, KEYS)
+    terms = jax.jit(lm_terms(NETWORK, adapter))
+    before = terms(state.params, {}, other, KEYS)
+    plain = jax.jit(lm_terms(NETWORK))({"gpt": base}, {}, other, KEYS)
     np.testing.assert_allclose(before["nll"], plain["nll"], rtol=1e-6)
     step = jax.jit(make_step(task, seed=0))
     for _ in range(100):
         state, _ = step(state, other)
-    after = lm_terms(NETWORK, adapter)(state.params, {}, other, KEYS)
+    after = terms(state.params, {}, other, KEYS)
     assert after["nll"][0] < before["nll"][0] / 4
     chex.assert_trees_all_equal(state.params["gpt"], base)
 

@@ -35,7 +35,7 @@ def make(**options):
 @functools.cache
 def trained():
     task = make()
-    state = init(task, stream(0, "init"), BATCH)
+    state = jax.jit(functools.partial(init, task))(stream(0, "init"), BATCH)
     step = jax.jit(make_step(task, seed=0))
     for _ in range(100):
         state, metrics = step(state, BATCH)
@@ -75,7 +75,7 @@ def test_the_loss_is_the_nats_of_a_token_and_weighs_its_tokens():
     assert 0 < hits.sum() < mask.sum()
     np.testing.assert_allclose(out.metrics["accuracy"] * out.weight, hits.sum(1), rtol=1e-5)
 
-    terms = seq2seq_terms(NETWORK, BEGIN)(params, {}, BATCH | {"mask": mask}, KEYS)
+    terms = jax.jit(seq2seq_terms(NETWORK, BEGIN))(params, {}, BATCH | {"mask": mask}, KEYS)
     np.testing.assert_allclose(terms["nll"], out.loss * out.weight, rtol=1e-5)
     np.testing.assert_array_equal(terms["tokens"], out.weight)
 
