@@ -1,5 +1,6 @@
 """The judge of samples: a trained classifier, as the metrics meet it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,9 @@ def train_judge(
     identity = identify(make)
     experiment = make()._replace(evaluate=None, picture=None)
     out = directory / f"{identity['experiment']}-{digest(identity)}"
+    if not out.exists():
+        said = f"training {experiment.steps} steps of a judge, {identity['experiment']}, once"
+        print(f"{said}; it stays in {out}", file=sys.stderr, flush=True)
     result = fit(experiment, out, identity=identity)
     if result.interrupted:
         raise KeyboardInterrupt
