@@ -5,6 +5,10 @@
 
 Hardware: 1 CPU core, shared. Time: 29 minutes for 2,000 steps.
 Score: 26.1 dB of 10,000 test images, from a sixth of the numbers; SSIM 0.842
+
+Without the discriminator 27.3 dB and 0.869: nearer, and blurred, where with it fur and grass are
+drawn anew. Both are of CIFAR-10 after JPEG. `autoencoder_kl_cifar10.png`: originals, without, with.
+The Fréchet distance is judged by `classifier_cifar10`, which the first evaluation trains.
 """
 
 import functools
