@@ -3,14 +3,16 @@
 Each case does the same work on both sides, from the same weights where there is a converter: first
 the difference of what they compute, then the ratio of speeds, over rounds in which the two
 alternate, so that a machine which slows down for a while slows both. The peer is the best of its
-variants (eager, `torch.compile`, channels last), found in a first round. A ratio over 1 says that
-we are faster.
+variants (eager, `torch.compile`, channels last, CUDA's graphs), found in a first round. A ratio
+over 1 says that we are faster. On a GPU, `--device cuda --dtype bfloat16 --batch 256 --size ddpm`:
+PyTorch then trains by its autocast, and samples and writes with weights of that type.
 
 Needs the `parity` extra, and PyTorch before it: `pip install torch==2.13.0`.
 """
 
 import argparse
 import contextlib
+import copy
 import functools
 import itertools
 import statistics
@@ -46,6 +48,52 @@ from aigc_jax.train.compile import jit_init, jit_step
 from benchmarks import record
 
 
+class Setting(NamedTuple):
+    """What both sides compute with.
+
+    Attributes:
+        device: PyTorch's name of it; JAX takes its default.
+        dtype: of the computation; where a network trains, weights stay float32.
+        size: of the U-Nets.
+        batch: in place of a case's own, where it says so.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+    size: str = "small"
+    batch: int | None = None
+
+    def tensor(self, x: np.ndarray, **kwargs: Any) -> Any:
+        import torch
+
+        return torch.tensor(x, device=self.device, **kwargs)
+
+    def images(self, x: np.ndarray, layout: Any) -> Any:  # (b, h, w, c) -> (b, c, h, w)
+        return self.tensor(x.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+
+    def autocast(self) -> Any:
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        return torch.autocast(self.device, dtype, enabled=self.dtype != "float32")
+
+    def wait(self) -> None:
+        import torch
+
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def compiled(self, net: Any) -> dict[str, Any]:
+        """Return the network's variants: as it is, and compiled."""
+        import torch
+
+        variants = {"eager": net, "compile": torch.compile(copy.deepcopy(net))}
+        if self.device == "cuda":
+            graphs = torch.compile(copy.deepcopy(net), mode="reduce-overhead")
+            variants["compile, graphs"] = graphs
+        return variants
+
+
 class Case(NamedTuple):
     """One piece of work on both sides.
 
@@ -67,81 +115,89 @@ class Case(NamedTuple):
 # Cases
 
 
-def ddpm_step(size: str, batch: int) -> Case:
-    """A DDPM training step: noise, forward, backward, clipping, Adam."""
+def ddpm_step(on: Setting) -> Case:
+    """A DDPM training step, of 16 images: noise, forward, backward, clipping, Adam."""
     import torch
     from torch import nn
 
-    net, unet, params = unets(size)
+    batch = on.batch or 16
+    net, unet, params = unets(on.size)
     schedule = linear()
-    alpha_bar = torch.tensor(np.asarray(schedule.alpha(np.arange(1000.0))) ** 2)
+    alpha_bar = on.tensor(np.asarray(schedule.alpha(np.arange(1000.0))) ** 2)
     image = np.random.default_rng(0).uniform(-1, 1, (batch, 32, 32, 3)).astype(np.float32)
 
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-4))
-    task = diffusion(unet, schedule, tx, shape=(32, 32, 3))._replace(average={})
+    network = unet.clone(dtype=jnp.dtype(on.dtype))
+    task = diffusion(network, schedule, tx, shape=(32, 32, 3))._replace(average={})
     advance = stepper(task, {"image": image}, {"denoiser": params})
 
     def step(layout: Any, net: Any) -> Callable[[], Any]:
         optimiser = torch.optim.Adam(net.parameters(), 2e-4, fused=True)
-        x0 = torch.tensor(image.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+        x0 = on.images(image, layout)
 
         def run() -> None:
-            t, eps = torch.randint(0, 1000, (batch,)), torch.randn_like(x0)
+            t = torch.randint(0, 1000, (batch,), device=on.device)
+            eps = torch.randn_like(x0)
             share = alpha_bar[t][:, None, None, None]
-            output = net(share.sqrt() * x0 + (1 - share).sqrt() * eps, t).sample
+            with on.autocast():
+                output = net(share.sqrt() * x0 + (1 - share).sqrt() * eps, t).sample
             optimiser.zero_grad(set_to_none=True)
-            nn.functional.mse_loss(output, eps).backward()
+            nn.functional.mse_loss(output.float(), eps).backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
+            on.wait()
 
         return run
 
     difference = output_difference(net, unet, params, image[:2])
-    return Case(advance, torch_variants(step, net.train()), batch, batch, difference)
+    return Case(advance, torch_variants(on, step, net.train()), batch, batch, difference)
 
 
-def ddim(size: str, batch: int) -> Case:
+def ddim(on: Setting, batch: int) -> Case:
     """50 steps of DDIM from the same noise."""
     import torch
     from diffusers import DDIMScheduler
 
-    net, unet, params = unets(size)
+    net, unet, params = unets(on.size)
     schedule = linear()
     times = uniform_times(schedule, 50)
     noise = np.random.default_rng(0).normal(size=(batch, 32, 32, 3)).astype(np.float32)
     keys = example_keys(stream(0, "sample"), jnp.arange(batch))
     x = jnp.asarray(noise)
+    network = unet.clone(dtype=jnp.dtype(on.dtype))
 
     @jax.jit
     def draw(params: Any, x: Any) -> Any:
-        predict = predictor(unet, schedule, {"denoiser": params}, {})
+        predict = predictor(network, schedule, {"denoiser": params}, {})
         return sample_ddim(predict, schedule, times, x, keys, clip=1.0)
 
     scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=True)
     scheduler.set_timesteps(50)
 
     def sampler(layout: Any, net: Any) -> Callable[[], Any]:
-        start = torch.tensor(noise.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+        start = on.images(noise, layout).to(dtype)
 
         @torch.inference_mode()
         def run() -> Any:
             x: Any = start
             for t in scheduler.timesteps:
                 x = scheduler.step(net(x, t).sample, t, x).prev_sample  # pyright: ignore
+            on.wait()
             return x
 
         return run
 
-    net = net.eval()
+    net, dtype = net.eval(), getattr(torch, on.dtype)
     # Of the networks: 50 steps of one with random weights amplify rounding tenfold a step, until
     # nothing agrees. `tests/parity` holds the samplers themselves together.
     difference = output_difference(net, unet, params, np.repeat(noise[:1], 4, 0))
     ours = lambda: draw(params, x).block_until_ready()
-    return Case(ours, torch_variants(sampler, net), batch, batch, difference)
+    peers = torch_variants(on, sampler, net.to(dtype))
+    return Case(ours, peers, batch, batch, difference)
 
 
-def vae_step(batch: int, inner_steps: int = 20) -> Case:
-    """A step of the 784-400-20 VAE, where dispatch weighs."""
+def vae_step(on: Setting, batch: int, inner_steps: int = 20) -> Case:
+    """A step of the 784-400-20 VAE in float32, where dispatch weighs."""
     import torch
     from torch import nn
     from torch.nn import functional as f
@@ -164,7 +220,7 @@ def vae_step(batch: int, inner_steps: int = 20) -> Case:
             nll = f.binary_cross_entropy_with_logits(logits, x, reduction="sum")
             return nll + 0.5 * torch.sum(mu**2 + logvar.exp() - 1 - logvar)
 
-    data = torch.tensor((image.reshape(inner_steps, batch, 784) + 1) / 2)
+    data = on.tensor((image.reshape(inner_steps, batch, 784) + 1) / 2)
 
     def step(net: Any) -> Callable[[], Any]:
         optimiser = torch.optim.Adam(net.parameters(), 1e-3, fused=True)
@@ -174,15 +230,17 @@ def vae_step(batch: int, inner_steps: int = 20) -> Case:
                 optimiser.zero_grad(set_to_none=True)
                 (net(x) / batch).backward()
                 optimiser.step()
+            on.wait()
 
         return run
 
-    peers = {"eager": step(VAE()), "compile": step(torch.compile(VAE()))}
+    nets = on.compiled(VAE().to(on.device))
+    peers = {name: step(net) for name, net in nets.items()}
     return Case(advance, peers, batch * inner_steps, batch * inner_steps)
 
 
-def dcgan_step(batch: int) -> Case:
-    """A step of DCGAN at 64×64: the discriminator's Adam, then the generator's."""
+def dcgan_step(on: Setting) -> Case:
+    """A step of DCGAN at 64×64, of 64 images: the discriminator's Adam, then the generator's."""
     import torch
     from torch import nn
     from torch.nn import functional as f
@@ -191,6 +249,7 @@ def dcgan_step(batch: int) -> Case:
         return [convolution, *([nn.BatchNorm2d(width)] if norm else []), activation]
 
     torch.manual_seed(0)
+    batch = on.batch or 64
     widths, up, down = (100, 512, 256, 128, 64), [], []
     for i, (c, d) in enumerate(itertools.pairwise(widths)):
         stride, padding = (1, 0) if i == 0 else (2, 1)
@@ -210,25 +269,30 @@ def dcgan_step(batch: int) -> Case:
     def step(layout: Any, generator: Any, discriminator: Any) -> Callable[[], Any]:
         tune = functools.partial(torch.optim.Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
         ours, theirs = tune(generator.parameters()), tune(discriminator.parameters())
-        real = torch.tensor(image.transpose(0, 3, 1, 2)).contiguous(memory_format=layout)
+        real = on.images(image, layout)
 
         def run() -> None:
-            fake = generator(torch.randn(batch, 100, 1, 1))
+            with on.autocast():
+                fake = generator(torch.randn(batch, 100, 1, 1, device=on.device))
+                on_real, on_fake = discriminator(real), discriminator(fake.detach())
             theirs.zero_grad(set_to_none=True)
-            on_real, on_fake = discriminator(real), discriminator(fake.detach())
-            (f.softplus(-on_real).mean() + f.softplus(on_fake).mean()).backward()
+            (f.softplus(-on_real.float()).mean() + f.softplus(on_fake.float()).mean()).backward()
             theirs.step()
+            with on.autocast():
+                judged = discriminator(fake)
             ours.zero_grad(set_to_none=True)
-            f.softplus(-discriminator(fake)).mean().backward()
+            f.softplus(-judged.float()).mean().backward()
             ours.step()
+            on.wait()
 
         return run
 
     image = np.random.default_rng(0).uniform(-1, 1, (batch, 64, 64, 3)).astype(np.float32)
     adam = optax.adam(2e-4, b1=0.5)
-    pair = dcgan.Generator(), dcgan.Discriminator()
+    dtype = jnp.dtype(on.dtype)
+    pair = dcgan.Generator(dtype=dtype), dcgan.Discriminator(dtype=dtype)
     task = gan(*pair, NON_SATURATING, adam, adam, latent=100)
-    return Case(stepper(task, {"image": image}), torch_variants(step, *nets), batch, batch)
+    return Case(stepper(task, {"image": image}), torch_variants(on, step, *nets), batch, batch)
 
 
 def input_pipeline(batch: int = 128, steps: int = 100) -> Case:
@@ -351,19 +415,20 @@ def torch_adamw(net: Any, learning_rate: float) -> Any:
     return torch.optim.AdamW(groups, learning_rate, (0.9, 0.99), fused=True)
 
 
-def gpt_step(inner_steps: int = 10) -> Case:
-    """A step of nanoGPT's CPU recipe: 4 layers of width 128, 12 windows of 64 characters, AdamW."""
+def gpt_step(on: Setting, size: str, batch: int, context: int, inner_steps: int = 10) -> Case:
+    """A step of nanoGPT's recipe for a CPU or for a GPU, without dropout: AdamW, clipped."""
     import torch
     from torch import nn
     from torch.nn import functional as f
 
-    network = GPT(65, 64, 4, 4, 128, bias=False, scan=False)
-    shape = (inner_steps, 12, network.context + 1)
+    layers, heads, width, vocabulary = SIZES[size]
+    network = GPT(vocabulary, context, layers, heads, width, bias=False, scan=False)
+    shape = (inner_steps, on.batch or batch, context + 1)
     tokens = np.random.default_rng(0).integers(0, network.vocabulary, shape).astype(np.int32)
-    task = lm(network, adamw(1e-3, b2=0.99))
+    task = lm(network.clone(dtype=jnp.dtype(on.dtype)), adamw(1e-3, b2=0.99))
     params = jit_init(task, make_mesh())(stream(0, "init"), {"tokens": tokens[0]}).params
     advance = stepper(task, {"tokens": tokens}, params, inner_steps)
-    data = torch.tensor(tokens, dtype=torch.long)
+    data = on.tensor(tokens, dtype=torch.long)
 
     def step(net: Any) -> Callable[[], Any]:
         optimiser = torch_adamw(net, 1e-3)
@@ -371,23 +436,26 @@ def gpt_step(inner_steps: int = 10) -> Case:
         def run() -> None:
             for x in data:
                 optimiser.zero_grad(set_to_none=True)
-                f.cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()).backward()
+                with on.autocast():
+                    logits = net(x[:, :-1]).flatten(0, 1)
+                f.cross_entropy(logits.float(), x[:, 1:].flatten()).backward()
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                 optimiser.step()
+            on.wait()
 
         return run
 
-    make = lambda: torch_gpt(network, params["gpt"])
+    net = torch_gpt(network, params["gpt"]).to(on.device)
     ours = network.apply({"params": params["gpt"]}, tokens[0, :, :-1])
     with torch.inference_mode():
-        theirs = make()(data[0, :, :-1]).numpy()
+        theirs = net(data[0, :, :-1]).cpu().numpy()
     difference = float(np.abs(np.asarray(ours) - theirs).max())
-    peers = {"eager": step(make()), "compile": step(torch.compile(make()))}
+    peers = {name: step(each) for name, each in on.compiled(net).items()}
     each = tokens[:, :, 1:].size
     return Case(advance, peers, each, each, difference)
 
 
-def gpt_generate(batch: int, size: str, length: int = 128) -> Case:
+def gpt_generate(on: Setting, batch: int, size: str, length: int = 128) -> Case:
     """Greedy decoding on a cache, against transformers' `generate` of the same weights."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -403,56 +471,65 @@ def gpt_generate(batch: int, size: str, length: int = 128) -> Case:
         eos_token_id=None,
     )
     torch.manual_seed(0)
-    net = GPT2LMHeadModel(config).eval()
+    net: Any = GPT2LMHeadModel(config).eval()
     with tempfile.TemporaryDirectory() as directory:
         net.save_pretrained(directory)
         network, params = read_gpt2(directory)
     prompt = np.random.default_rng(0).integers(0, vocabulary, (batch, 32)).astype(np.int32)
     keys = example_keys(stream(0, "sample"), jnp.arange(batch))
+    logits = network.apply({"params": params}, prompt)
+    with torch.inference_mode():
+        theirs = net(torch.tensor(prompt, dtype=torch.long)).logits.numpy()
+    difference = float(np.abs(np.asarray(logits) - theirs).max())
+    net = net.to(on.device, getattr(torch, on.dtype))
+    network = network.clone(dtype=jnp.dtype(on.dtype))
+    params = jax.tree.map(lambda x: jnp.asarray(x, on.dtype), params)
 
     @jax.jit
     def write(params: Any, tokens: Any) -> Any:
         options = {"length": length, "temperature": 0.0}
         return generate(decoder(network, {"gpt": params}), tokens, None, keys, **options)
 
-    tokens = torch.tensor(prompt, dtype=torch.long)
+    tokens = on.tensor(prompt, dtype=torch.long)
     options = {"do_sample": False, "max_new_tokens": length, "pad_token_id": 0}
 
-    def theirs(**more: Any) -> Callable[[], Any]:
+    def peer(**more: Any) -> Callable[[], Any]:
         mask = torch.ones_like(tokens)
 
         def run() -> Any:
             with torch.inference_mode():
-                return net.generate(tokens, attention_mask=mask, **options, **more)
+                texts = net.generate(tokens, attention_mask=mask, **options, **more)
+            on.wait()
+            return texts
 
         return run
 
-    peers = {"dynamic cache": theirs(), "static cache": theirs(cache_implementation="static")}
+    peers = {"dynamic cache": peer(), "static cache": peer(cache_implementation="static")}
     ours = lambda: jax.block_until_ready(write(params, prompt))
-    logits = network.apply({"params": params}, prompt)
-    with torch.inference_mode():
-        difference = float(np.abs(np.asarray(logits) - net(tokens).logits.numpy()).max())
     return Case(ours, peers, batch * length, batch * length, difference)
 
 
 # layers, heads, width, vocabulary: nanoGPT's for a CPU, and for a GPU, and the smallest GPT-2
 SIZES = {"cpu": (4, 4, 128, 65), "gpu": (6, 6, 384, 65), "gpt2": (12, 12, 768, 50257)}
 
-CASES: dict[str, Callable[[str], Case]] = {
-    "ddpm_step": lambda size: ddpm_step(size, 16),
-    "ddim_1": lambda size: ddim(size, 1),
-    "ddim_16": lambda size: ddim(size, 16),
-    "dcgan_step": lambda size: dcgan_step(64),
-    "vae_step_128": lambda size: vae_step(128),
-    "vae_step_8": lambda size: vae_step(8),
-    "gpt_step": lambda size: gpt_step(),
-    "gpt_cpu_generate_1": lambda size: gpt_generate(1, "cpu"),
-    "gpt_cpu_generate_8": lambda size: gpt_generate(8, "cpu"),
-    "gpt_gpu_generate_1": lambda size: gpt_generate(1, "gpu"),
-    "gpt_gpu_generate_8": lambda size: gpt_generate(8, "gpu"),
-    "gpt2_generate_1": lambda size: gpt_generate(1, "gpt2"),
-    "gpt2_generate_8": lambda size: gpt_generate(8, "gpt2"),
-    "input": lambda size: input_pipeline(),
+CASES: dict[str, Callable[[Setting], Case]] = {
+    "ddpm_step": ddpm_step,
+    "ddim_1": lambda on: ddim(on, 1),
+    "ddim_16": lambda on: ddim(on, 16),
+    "ddim_batch": lambda on: ddim(on, on.batch or 64),
+    "dcgan_step": dcgan_step,
+    "vae_step_128": lambda on: vae_step(on, 128),
+    "vae_step_8": lambda on: vae_step(on, 8),
+    "gpt_step": lambda on: gpt_step(on, "cpu", 12, 64),
+    "gpt_gpu_step": lambda on: gpt_step(on, "gpu", 64, 256),
+    "gpt2_step": lambda on: gpt_step(on, "gpt2", 8, 1024),
+    "gpt_cpu_generate_1": lambda on: gpt_generate(on, 1, "cpu"),
+    "gpt_cpu_generate_8": lambda on: gpt_generate(on, 8, "cpu"),
+    "gpt_gpu_generate_1": lambda on: gpt_generate(on, 1, "gpu"),
+    "gpt_gpu_generate_8": lambda on: gpt_generate(on, 8, "gpu"),
+    "gpt2_generate_1": lambda on: gpt_generate(on, 1, "gpt2"),
+    "gpt2_generate_8": lambda on: gpt_generate(on, 8, "gpt2"),
+    "input": lambda on: input_pipeline(),
 }
 
 
@@ -518,24 +595,27 @@ def stepper(
     return advance
 
 
-def torch_variants(make: Callable[..., Callable[[], Any]], *nets: Any) -> dict[str, Any]:
+def torch_variants(
+    on: Setting, make: Callable[..., Callable[[], Any]], *nets: Any
+) -> dict[str, Any]:
     """Make the variants of a peer, `make(layout, *nets)`: each layout, eager and compiled."""
-    import copy
-
     import torch
 
+    modes: dict[str, Any] = {"eager": None, "compile": "default"}
+    if on.device == "cuda":
+        modes["compile, graphs"] = "reduce-overhead"
     variants = {}
     for name, layout in (
         ("contiguous", torch.contiguous_format),
         ("channels last", torch.channels_last),
     ):
-        eager, compiled = copy.deepcopy((nets, nets))
-        for net in (*eager, *compiled):
-            net.to(memory_format=layout)
-        for net in compiled:
-            net.compile()
-        variants[f"eager, {name}"] = make(layout, *eager)
-        variants[f"compile, {name}"] = make(layout, *compiled)
+        for how, mode in modes.items():
+            own = copy.deepcopy(nets)
+            for net in own:
+                net.to(on.device, memory_format=layout)
+                if mode:
+                    net.compile(mode=mode)
+            variants[f"{how}, {name}"] = make(layout, *own)
     return variants
 
 
@@ -589,16 +669,22 @@ def measure(name: str, case: Case, rounds: int, slot: float) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure beside PyTorch and diffusers.")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--size", default="small", choices=["small", "medium", "ddpm"])
+    parser.add_argument("--batch", type=int, help="of ddpm_step, ddim_batch, dcgan_step, gpt steps")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each side, in each round")
     parser.add_argument("--name", default="peers", help="of the file in benchmarks/results")
     options = parser.parse_args()
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"no case {min(unknown)!r}; the cases are {', '.join(CASES)}")
-    rows = []
+    on, rows = Setting(options.device, options.dtype, options.size, options.batch), []
+    if on.device != {"gpu": "cuda"}.get(jax.default_backend(), "cpu"):
+        parser.error(f"--device {on.device}, but JAX runs on {jax.default_backend()}")
     for name in options.cases or CASES:
-        row = measure(name, CASES[name](options.size), options.rounds, options.seconds)
+        row = measure(name, CASES[name](on), options.rounds, options.seconds)
+        row |= {"dtype": on.dtype, "batch": on.batch}
         row["size"] = options.size if name.startswith("dd") else None
         rows.append(row)
         gap = "" if row["difference"] is None else f"  difference {row['difference']:.1e}"
