@@ -9,6 +9,8 @@ Score: −ELBO 56.9 nats a line of the test split, 2.6 % above the decoder's own
 
 Of which divergence 3.38, and mutual information of line and latent 3.23: two of 16 dimensions are
 active, and tell the kind of line (its length, and whether it is a speaker's name), not its words.
+Without annealing and free bits it collapses: after 2,500 steps a divergence of 0.004, mutual
+information of 0.001 and no dimension active, at 58.6 nats; it decodes any line alike.
 """
 
 import math
