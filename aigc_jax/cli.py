@@ -7,15 +7,12 @@ docstring. JAX is imported by the commands that compute, so that help and lists 
 
 import filecmp
 import inspect
-import json
-import linecache
 import math
 import os
 import re
 import shlex
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +23,16 @@ from aigc_jax import environment, runs
 from aigc_jax.data.tokenizer import Kind, Special
 from aigc_jax.files import write_npz, write_png, write_shown, write_text, write_whole
 from aigc_jax.flags import Group, flags_of, instead, parse
+from aigc_jax.terminal import (
+    duration,
+    explain,
+    one_line,
+    print_rows,
+    print_scores,
+    say,
+    to_json,
+    warn,
+)
 
 if TYPE_CHECKING:
     from aigc_jax.core.types import Experiment
@@ -77,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
     show = os.environ.get("AIGC_TRACEBACK", "0") not in ("", "0") or "--traceback" in words
     words = [word for word in words if word != "--traceback"]
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: _warn(message)
+        warnings.showwarning = lambda message, *_, **__: warn(message)
         try:
             code = _dispatch(words)
             sys.stdout.flush()
@@ -89,10 +96,10 @@ def main(words: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except Exception as error:
-            if show or (explained := _explain(error, words)) is None:
+            if show or (explained := explain(error, words)) is None:
                 raise
             message, code = explained
-            _say(f"aigc: error: {_one_line(message)}")
+            say(f"aigc: error: {one_line(message)}")
             return code
 
 
@@ -185,20 +192,20 @@ def train(
         size = sum(leaf.size for leaf in jax.tree.leaves(result.model.params))
         print(
             f"\n{file.stem}: {size:,} parameters, step {result.step}, "
-            f"in {_duration(time.perf_counter() - began)}"
+            f"in {duration(time.perf_counter() - began)}"
         )
         if result.metrics:
             print()
-            _print_scores(result.metrics)
+            print_scores(result.metrics)
         print()
-        _print_rows(runs.list_files(out, result.step))
+        print_rows(runs.list_files(out, result.step))
         ideas = [(f"the same command with --steps {2 * result.step}", "trains on from here")]
         if experiment.evaluate:
             ideas.insert(0, (f"aigc evaluate {runs.shown(out)} --json", ""))
         if experiment.picture:
             ideas.insert(0, (f"aigc sample {runs.shown(out)}{_tempting(experiment)}", ""))
         print("\ntry next")
-        _print_rows(ideas)
+        print_rows(ideas)
     return 0
 
 
@@ -268,10 +275,10 @@ def sample(
     watched = "observe" in inspect.signature(experiment.task.sample).parameters
     if watched and n == 1 and out is None and jax.device_count() == 1:
         told = {"observe": _typist(experiment, cond)}
-    model, step = runs.restore(run, which, _warn)
+    model, step = runs.restore(run, which, warn)
 
     began = time.perf_counter()
-    _say(f"drawing {n} samples of {runs.shown(run.path)} at step {step}")
+    say(f"drawing {n} samples of {runs.shown(run.path)} at step {step}")
     samples = model.draw(n, cond, seed=seed, **options, **told)
     if told:
         print()
@@ -281,7 +288,7 @@ def sample(
     arrays = samples if isinstance(samples, dict) else {"samples": samples}
     stem, arrays = f"drawn-{step:06}", {**cond, **arrays}
     _keep(run, stem, chosen | options, out, arrays, [samples], wide, said=bool(told))
-    _say(f"done in {_duration(time.perf_counter() - began)}")
+    say(f"done in {duration(time.perf_counter() - began)}")
     return 0
 
 
@@ -335,17 +342,17 @@ def reconstruct(
         raise ValueError(f"{run.record['experiment']} is no autoencoder: it reconstructs nothing")
     _check_drawing(out, n=n, columns=columns)
     cond = run.experiment.originals(n)
-    model, step = runs.restore(run, which, _warn)
+    model, step = runs.restore(run, which, warn)
 
     began = time.perf_counter()
-    _say(f"reconstructing {n} examples by {runs.shown(run.path)} at step {step}")
+    say(f"reconstructing {n} examples by {runs.shown(run.path)} at step {step}")
     samples = model.draw(n, cond, seed=seed, **options)
     chosen = {"n": n, "seed": seed, "columns": columns} | options
     arrays = {**cond, "samples": samples}
     wide = min(n, columns or 8)
     original = next(iter(cond.values()))
     _keep(run, f"reconstructed-{step:06}", chosen, out, arrays, [original, samples], wide)
-    _say(f"done in {_duration(time.perf_counter() - began)}")
+    say(f"done in {duration(time.perf_counter() - began)}")
     return 0
 
 
@@ -443,18 +450,18 @@ def evaluate(
     """
     if run.experiment.evaluate is None:
         raise ValueError(f"{run.record['experiment']} has no evaluation")
-    model, step = runs.restore(run, which, _warn)
+    model, step = runs.restore(run, which, warn)
     began = time.perf_counter()
-    _say(f"evaluating {runs.shown(run.path)} at step {step}")
+    say(f"evaluating {runs.shown(run.path)} at step {step}")
     scores = {name: float(value) for name, value in run.experiment.evaluate(model).items()}
-    _say(f"done in {_duration(time.perf_counter() - began)}")
-    text = _to_json({"step": step, **scores})
+    say(f"done in {duration(time.perf_counter() - began)}")
+    text = to_json({"step": step, **scores})
     path = run.path / ("evaluation.json" if which == "latest" else f"evaluation-{which}.json")
     write_text(path, text + "\n")
     if json:
         print(text)
     else:
-        _print_scores(scores)
+        print_scores(scores)
         print(f"\n{path}")
     return 0
 
@@ -477,7 +484,7 @@ def export(run: runs.Run, *, out: Path, which: Literal["latest", "best"] = "late
     """
     if run.experiment.export is None:
         raise ValueError(f"{run.record['experiment']} is known to no other library here")
-    model, step = runs.restore(run, which, _warn)
+    model, step = runs.restore(run, which, warn)
     print(f"{out}: {run.experiment.export(model, out)}, at step {step}")
     return 0
 
@@ -523,7 +530,7 @@ def tokenize(
     if tokenizer is not None:
         made = load_tokenizer(tokenizer)
     else:
-        _say(f"training a tokenizer on {text}")
+        say(f"training a tokenizer on {text}")
         made = fit_tokenizer(
             corpus, kind=kind, vocabulary=vocabulary, special=list(special) or None
         )
@@ -542,68 +549,24 @@ def tokenize(
             if path.exists() and not filecmp.cmp(partial, path, shallow=False):
                 raise ValueError(f"{path} holds other tokens; give another directory to --out")
 
-        _say(f"encoding {split}")
+        say(f"encoding {split}")
         write_whole(path, write)
         each = f"{written.characters / max(written.tokens, 1):.2f}"
         rows.append((split, f"{written.tokens:,}", each, str(path)))
-    _print_rows([*rows, ("vocabulary", f"{made.size:,}", "", str(file))])
+    print_rows([*rows, ("vocabulary", f"{made.size:,}", "", str(file))])
     return 0
 
 
 def _list() -> int:
     print("experiments")
-    _print_rows(runs.describe_experiments() or [("none in ./experiments",)])
+    print_rows(runs.describe_experiments() or [("none in ./experiments",)])
     found = [(runs.shown(path), *runs.progress(path)) for path in runs.find_runs()]
     print("\nruns")
-    _print_rows(found or [("none in ./runs; aigc train EXPERIMENT makes one",)])
+    print_rows(found or [("none in ./runs; aigc train EXPERIMENT makes one",)])
     return 0
 
 
 # What is said
-
-
-def _explain(error: Exception, words: list[str]) -> tuple[str, int] | None:
-    """Return a message and an exit code, if an error is the user's and not a bug."""
-    text = str(error)
-    if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
-        less = "; take a smaller batch, or --accumulate 2" if words[:1] == ["train"] else ""
-        return f"out of memory{less}: {text.partition('RESOURCE_EXHAUSTED: ')[2] or text}", 1
-    if isinstance(error, OSError):
-        if error.strerror and error.filename:
-            text = f"{error.filename}: {error.strerror}"
-        return text or type(error).__name__, 1
-    if isinstance(error, ValueError | RuntimeError) and _is_deliberate(error):
-        return text, 2 if isinstance(error, ValueError) else 1
-    return None
-
-
-def _is_deliberate(error: Exception) -> bool:
-    """Return whether a `raise` of this package or of an experiment made an error, to be read."""
-    if error.__traceback__ is None:
-        return False
-    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
-    module = frame.f_globals.get("__name__", "").partition(".")[0]
-    source = linecache.getline(frame.f_code.co_filename, line).lstrip()
-    return module in ("aigc_jax", "experiments") and source.startswith("raise")
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _warn(message: object) -> None:
-    _say(f"aigc: warning: {_one_line(message)}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{seconds / 60:.1f} min"
 
 
 def _tempting(experiment: "Experiment") -> str:
@@ -623,43 +586,3 @@ def _name(stem: str, chosen: dict[str, Any]) -> str:
     """Name a file after what was chosen, so that other choices do not overwrite it."""
     said = [f"{name}={value}" for name, value in chosen.items() if value not in (None, "")]
     return re.sub(r"[^\w.,=+-]+", "_", "-".join([stem, *said]))[:200]
-
-
-def _print_scores(scores: dict[str, float]) -> None:
-    """Print scores in a table, each beside its floor if it has one."""
-    floors = {
-        name.replace("_floor/", "/").partition("/")[0]: value
-        for name, value in scores.items()
-        if "_floor/" in name
-    }
-    say = lambda value: "nan" if value is None else f"{value:.4g}"
-    rows = [("metric", "value", "floor" if floors else "")]
-    for name, value in scores.items():
-        if "_floor/" not in name:
-            stem = name.partition("/")[0]
-            rows.append((name, say(value), say(floors[stem]) if stem in floors else ""))
-    _print_rows(rows)
-
-
-def _print_rows(rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2), pad_edge=True)
-    for i in range(max(map(len, rows))):
-        table.add_column(overflow="fold", no_wrap=i == 0)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 1000  # a line is one line to what reads it
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
-
-
-def _to_json(values: dict[str, Any]) -> str:
-    # JSON has no NaN; null is what its readers take for one.
-    finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-    return json.dumps(finite, indent=2)

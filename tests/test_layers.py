@@ -36,6 +36,7 @@ BELOW: dict[str, set[str]] = {
     "metrics": {"core", "functional", "data", "train"},
     "pretrained": {"core", "functional", "nn", "models", "files"},
     "flags": set(),
+    "terminal": set(),
     "runs": {"core", "train", "flags"},
 }
 BELOW["cli"] = BELOW["__main__"] = {*BELOW, "cli"} - {""}
