@@ -3,7 +3,11 @@
     aigc train bert_shakespeare
     aigc sample runs/bert_shakespeare --prompt "To be, or not to <mask>"
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 15 minutes, with --inner-steps 10.
+Score: 3.24 nats a hidden piece of the held-out tenth, of 1,024 that there are; 35.0 % told right
+
+By their frequency alone pieces cost 5.8 nats. It stays near that until its attention has found the
+neighbours, 1,000 steps here; with windows of 64, or a learning rate of 1e-3 and more, over 3,000.
 """
 
 from collections.abc import Sequence
@@ -26,15 +30,15 @@ def bert_shakespeare(
     *,
     data: str = "tiny_shakespeare",
     vocabulary: int = 1024,
-    layers: int = 4,
+    layers: int = 2,
     heads: int = 4,
     width: int = 128,
-    context: int = 64,
+    context: int = 32,
     batch: int = 32,
-    dropout: float = 0.1,
-    share: float = 0.15,
-    decay_steps: int = 3000,
-    learning_rate: float = 1e-3,
+    dropout: float = 0.0,
+    share: float = 0.3,
+    decay_steps: int = 10_000,
+    learning_rate: float = 5e-4,
     warmup: int = 200,
     scan: bool = False,
 ) -> Experiment:
