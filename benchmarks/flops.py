@@ -13,8 +13,7 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> int:
 
     Everything else is left out: it is what "model FLOPs" leave out by custom. A loop of known
     length counts as often as it runs; of branches the costliest counts; a `while` of unknown length
-    counts once. A training step counts as three of its loss, once forward and twice back
-    (Chowdhery et al. 2022, appendix B), however it is really computed.
+    counts once.
 
     Example:
         >>> import jax.numpy as jnp

@@ -54,7 +54,7 @@ from aigc_jax.tasks.diffusion import diffusion
 from aigc_jax.train.compile import jit_step
 from aigc_jax.train.step import init
 from benchmarks import record
-from benchmarks.step import loss_flops
+from benchmarks.step import step_flops
 
 KINDS = (
     "all-reduce",
@@ -501,7 +501,7 @@ def main() -> None:
         share = held * n / programs[0]["state_bytes"]
         print(f"fsdp on {n}: by the same rule {_mb(held)} a device, {share:.3f}/{n} of the state")
 
-    flops = 3 * loss_flops(task, shapes, example)  # forward, and twice that back
+    flops = step_flops(task, shapes, example)
     predictions = [
         predict(program, chip, chips, batch, flops, options.utilisation)
         for chip in CHIPS
