@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import experiments
 from aigc_jax.core.keys import example_keys, stream
 from aigc_jax.core.parallel import make_mesh, put_batch
-from aigc_jax.core.types import Experiment, Mode, Task
+from aigc_jax.core.types import Experiment, Mode, Phase, Task
 from aigc_jax.train.compile import jit_init, jit_step, pmap_step
 from benchmarks import record
 from benchmarks.flops import count_flops
@@ -120,18 +120,16 @@ def step_flops(task: Task, state: Any, batch: Any) -> int:
     train. So what is computed again on the way back never counts.
     """
     keys = example_keys(stream(0, "flops"), jnp.arange(len(next(iter(batch.values())))))
-    flops = 0
-    for phase in task.phases:
+    return sum(_descent_flops(phase, state, batch, keys) // phase.every for phase in task.phases)
 
-        def loss(own: Any, params: Any, stats: Any, step: Any, batch: Any, keys: Any) -> Any:
-            mode = Mode(train=True, step=step)
-            return phase.loss(params | own, stats, batch, keys, mode).loss.sum()  # noqa: B023
 
-        own = {name: state.params[name] for name in phase.trains}
-        given = (own, state.params, state.stats, state.step, batch, keys)
-        least = min(3 * count_flops(loss, *given), count_flops(jax.grad(loss), *given))
-        flops += least // phase.every
-    return flops
+def _descent_flops(phase: Phase, state: Any, batch: Any, keys: Any) -> int:
+    def loss(own: Any, params: Any, stats: Any, step: Any, batch: Any, keys: Any) -> Any:
+        return phase.loss(params | own, stats, batch, keys, Mode(True, step=step)).loss.sum()
+
+    own = {name: state.params[name] for name in phase.trains}
+    given = (own, state.params, state.stats, state.step, batch, keys)
+    return min(3 * count_flops(loss, *given), count_flops(jax.grad(loss), *given))
 
 
 def matrix_product(dtype: str, n: int) -> float:
