@@ -15,6 +15,7 @@ import contextlib
 import functools
 import itertools
 import os
+import sys
 import tempfile
 import time
 from collections import deque
@@ -227,8 +228,8 @@ def _resident(stream: batches.Batches) -> Stream:
     columns = jax.device_put(held.columns)
     consume = jax.jit(lambda *args: jax.tree.map(jnp.sum, held.gather(*args)))
     ahead = deque()
-    for step in itertools.count():
-        ahead.append(consume(columns, held.address(step)))
+    for sent in held.stream(0, sys.maxsize):
+        ahead.append(consume(columns, sent))
         if len(ahead) > 2:  # as many as keep the device busy
             yield jax.block_until_ready(ahead.popleft())
 

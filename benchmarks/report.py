@@ -46,6 +46,7 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
             ("inner_steps", "steps a dispatch", ""),
             ("step_milliseconds", "ms a step", ",.2f"),
             ("share", "share of the bare rate", ".1%"),
+            ("share_with_reading", "of that without reading batches", ".1%"),
         ],
     ),
     "sample": (

@@ -1,6 +1,6 @@
 """The one abstraction: a task is its initialiser, an ordered tuple of descents, and a sampler."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,13 +116,29 @@ class Model(NamedTuple):
     draw: Callable[..., Any]
 
 
+class Feed(NamedTuple):
+    """How a training step gets its batches.
+
+    Attributes:
+        columns: what every device holds throughout: name -> (n, ...), a data set whole; or nothing.
+        stream: `(start, stop) -> generator` of what the host sends at each step from `start` until
+            before `stop`, trees of (b / processes, ...) arrays.
+        gather: `(columns, sent) -> batch`, pure, to be traced within the step.
+    """
+
+    columns: dict[str, Any]
+    stream: Callable[[int, int], Generator[Any, None, None]]
+    gather: Callable[[Any, Any], Batch]
+
+
 class Experiment(NamedTuple):
     """What surrounds a task: data, length, and how it is evaluated and pictured.
 
     Attributes:
         task: the model.
         data: `(seed) -> batches`, where `batches[step]` is this process' share of that step's
-            batch, a dict of NumPy arrays, for any step in any order.
+            batch, a dict of NumPy arrays, for any step in any order. A training takes them by their
+            `feed()` or `resident(limit)`, if they have those: each returns a `Feed`.
         steps: how long to train, unless the command line says otherwise.
         batch: examples a step, over all processes.
         evaluate: `(model) -> {metric: value}`.

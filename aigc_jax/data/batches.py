@@ -12,12 +12,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aigc_jax.core.types import Feed
 from aigc_jax.data.sources import Dataset, Examples, Kept, Memory, Source
 from aigc_jax.data.transforms import Address, Addressed, Transform
 
@@ -35,18 +36,12 @@ class Uncut(Protocol):
         ...
 
 
-class Resident(NamedTuple):
-    """A data set that devices hold whole, and how a batch is found in it.
+class Addressable(Protocol):
+    """What is addressed by step: any, in any order."""
 
-    Attributes:
-        columns: name -> (n, ...), the whole source, raw; or what its examples are cut from.
-        address: `(step) -> Addressed`, the small arrays on the host that say what is in a batch.
-        gather: `(columns, addressed) -> batch`, pure, to be traced within a training step.
-    """
-
-    columns: Examples
-    address: Callable[[int], Addressed]
-    gather: Callable[[Any, Addressed], Any]
+    def __getitem__(self, step: int, /) -> Any:
+        """Return what belongs to a step."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +54,7 @@ class Batches:
         seed: of the order and of random transforms.
         transform: applied to each batch of raw examples, or None.
         process: which process this is, of how many.
-        workers: processes that prepare batches ahead in `stream`; 0 uses threads.
+        workers: processes that read ahead in training; 0 uses threads.
     """
 
     source: Source
@@ -96,11 +91,38 @@ class Batches:
             return examples
         return self.transform(examples, Address(self.seed, self.positions(step)))
 
-    def resident(self, limit: int | None = None) -> Resident:
-        """Read the whole source, for devices to hold it and to gather batches from it.
+    def feed(self) -> Feed:
+        """Send raw examples, for the step to transform: images as bytes and not as floats.
 
         The batches are those of indexing, to float rounding. What the transform draws at random is
-        drawn on the host and travels with the address, so that it is the same.
+        drawn on the host and travels along, so that it is the same. A transform that JAX cannot
+        trace stays on the host.
+
+        Example:
+            >>> from aigc_jax.data.sources import digits
+            >>> from aigc_jax.data.transforms import normalise
+            >>> stream = batches(digits().train, 16, seed=0, transform=normalise, process=(0, 1))
+            >>> feed = stream.feed()
+            >>> sent = next(feed.stream(3, 4))
+            >>> sent.rows["image"].dtype, np.allclose(
+            ...     jax.jit(feed.gather)({}, sent)["image"], stream[3]["image"]
+            ... )
+            (dtype('uint8'), True)
+        """
+        share = self.batch // self.process[1]
+        rows = {
+            name: np.broadcast_to(column, (share, *column.shape[1:]))
+            for name, column in self.source.read(np.zeros(1, np.int64)).items()
+        }
+        try:
+            return self._traced({}, rows, lambda columns, rows: rows)
+        except ValueError:
+            return Feed({}, functools.partial(_stream, self, self.workers), lambda _, batch: batch)
+
+    def resident(self, limit: int | None = None) -> Feed:
+        """Read the whole source, for devices to hold it and to gather batches from it.
+
+        The batches are as those of `feed`.
 
         Args:
             limit: how many bytes the raw examples may take; None is no limit.
@@ -115,9 +137,10 @@ class Batches:
             >>> from aigc_jax.data.transforms import normalise
             >>> stream = batches(digits().train, 16, seed=0, transform=normalise, process=(0, 1))
             >>> held = stream.resident()
-            >>> held.columns["image"].shape, held.address(3).index.shape
+            >>> sent = next(held.stream(3, 4))
+            >>> held.columns["image"].shape, sent.rows.shape
             ((1437, 8, 8, 1), (16,))
-            >>> batch = jax.jit(held.gather)(held.columns, held.address(3))
+            >>> batch = jax.jit(held.gather)(held.columns, sent)
             >>> np.allclose(batch["image"], stream[3]["image"])
             True
         """
@@ -135,47 +158,67 @@ class Batches:
             raise ValueError(f"a {type(self.source).__name__} is not held in memory")
         if limit is not None and size > limit:
             raise ValueError(f"the data takes {size:,} bytes, and the limit is {limit:,}")
-        gather, names = self._gather(some, take)
+        feed = self._traced(some, np.zeros(self.batch, np.int32), take)
+        return feed._replace(columns=whole())
 
-        def address(step: int) -> Addressed:
-            address = Address(self.seed, self.positions(step))
-            index = self.index(step).astype(np.int32)
-            return Addressed(index, {name: address.bits(name) for name in names})
+    def _traced(self, columns: Examples, rows: Any, take: Callable[[Any, Any], Any]) -> Feed:
+        """Return a feed whose step transforms what it takes, having found what bits that draws.
 
-        return Resident(whole(), address, gather)
+        Args:
+            columns: of the shapes and types, but for (n, ...), that devices are to hold.
+            rows: of the shapes and types that the host is to send: examples, or positions.
+            take: `(columns, rows) -> examples`, in JAX.
 
-    def _gather(
-        self, columns: Examples, take: Callable[[Any, Any], Any]
-    ) -> tuple[Callable[[Any, Addressed], Any], list[str]]:
-        """Return `Resident.gather`, and under which names the transform draws bits."""
+        Raises:
+            ValueError: JAX cannot trace the transform.
+        """
         transform = self.transform
 
-        def gather(columns: Any, addressed: Addressed) -> Any:
-            examples = take(columns, addressed.index)
-            return examples if transform is None else transform(examples, addressed)
+        def gather(columns: Any, sent: Addressed) -> Any:
+            examples = take(columns, sent.rows)
+            return examples if transform is None else transform(examples, sent)
 
         names: list[str] = []
 
-        def record(columns: Any, index: jax.Array) -> Any:
-            drawn = defaultdict(lambda: index.astype(jnp.uint32))
-            batch = gather(columns, Addressed(index, drawn))
+        def record(columns: Any, rows: Any) -> Any:
+            bits = jnp.zeros(jax.tree.leaves(rows)[0].shape[0], jnp.uint32)
+            drawn = defaultdict(lambda: bits)
+            batch = gather(columns, Addressed(rows, drawn))
             names.extend(drawn)
             return batch
 
         try:
-            jax.eval_shape(record, columns, jax.ShapeDtypeStruct((self.batch,), jnp.int32))
+            jax.eval_shape(record, columns, rows)
         except Exception as error:  # what NumPy's or Pillow's code makes of a tracer may be any
             said = str(error).partition("\n")[0]
             raise ValueError(
                 f"JAX cannot trace the transform: {type(error).__name__}: {said}"
             ) from error
-        return gather, names
+        raw = isinstance(rows, dict)
+        sent = _Sent(self, tuple(names), raw)
+        return Feed({}, functools.partial(_stream, sent, self.workers if raw else 0), gather)
 
-    def stream(self, start: int = 0) -> Generator[Examples, None, None]:
-        """Iterate over batches from a step on, prepared ahead by this source's `workers`."""
-        with contextlib.closing(prefetch(self, start, workers=self.workers)) as ahead:
-            for _, batch in ahead:
-                yield batch
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """What the host sends at each step, by indexing: raw examples, or where devices find them."""
+
+    batches: Batches
+    names: tuple[str, ...]
+    raw: bool
+
+    def __getitem__(self, step: int) -> Addressed:
+        address = Address(self.batches.seed, self.batches.positions(step))
+        index = self.batches.index(step)
+        rows = self.batches.source.read(index) if self.raw else index.astype(np.int32)
+        return Addressed(rows, {name: address.bits(name) for name in self.names})
+
+
+def _stream(sent: Any, workers: int, start: int, stop: int) -> Generator[Any, None, None]:
+    """Iterate over what is sent at each step, prepared ahead."""
+    with contextlib.closing(prefetch(sent, start, workers=workers)) as ahead:
+        for _, each in itertools.islice(ahead, stop - start):
+            yield each
 
 
 def _rows(columns: Any, index: Any) -> Any:
@@ -251,8 +294,8 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def prefetch(
-    batches: Batches, start: int = 0, *, workers: int = 0, depth: int = 4
-) -> Generator[tuple[int, Examples], None, None]:
+    batches: Addressable, start: int = 0, *, workers: int = 0, depth: int = 4
+) -> Generator[tuple[int, Any], None, None]:
     """Iterate over (step, batch) from a step on, preparing batches ahead of the consumer.
 
     They are the batches that indexing gives, in the same order, whoever prepares them. Threads
@@ -262,7 +305,7 @@ def prefetch(
     workers. A script that uses workers must guard its entry by `if __name__ == "__main__"`.
 
     Args:
-        batches: what to iterate over, by `batches[step]`.
+        batches: what to iterate over, by `batches[step]`; with workers, it is pickled.
         start: the first step.
         workers: processes that prepare batches, by grain; 0 uses threads of this one.
         depth: batches prepared ahead; with workers, by each, and grain holds some more besides.
@@ -279,8 +322,8 @@ def prefetch(
 
 
 def _by_threads(
-    batches: Batches, start: int, depth: int
-) -> Generator[tuple[int, Examples], None, None]:
+    batches: Addressable, start: int, depth: int
+) -> Generator[tuple[int, Any], None, None]:
     pool = ThreadPoolExecutor(depth, "prefetch")
     try:
         ahead = deque(pool.submit(batches.__getitem__, start + i) for i in range(depth))
@@ -295,20 +338,20 @@ def _by_threads(
 class _From:
     """The batches from a step on, as the finite sequence that grain asks for."""
 
-    def __init__(self, batches: Batches, start: int):
+    def __init__(self, batches: Addressable, start: int):
         self.batches = batches
         self.start = start
 
     def __len__(self) -> int:
         return sys.maxsize - self.start
 
-    def __getitem__(self, index: int) -> Examples:
+    def __getitem__(self, index: int) -> Any:
         return self.batches[self.start + index]
 
 
 def _by_processes(
-    batches: Batches, start: int, workers: int, depth: int
-) -> Generator[tuple[int, Examples], None, None]:
+    batches: Addressable, start: int, workers: int, depth: int
+) -> Generator[tuple[int, Any], None, None]:
     import grain
     from absl import flags
 

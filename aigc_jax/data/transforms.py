@@ -33,14 +33,14 @@ class Address(NamedTuple):
 
 
 class Addressed(NamedTuple):
-    """What stands in for an address on a device, which has no 64-bit integers to draw from.
+    """What the host sends to devices, which have no 64-bit integers to draw from an address.
 
     Attributes:
-        index: (b,) int32, which examples of the source.
+        rows: the raw examples, name -> (b, ...); or (b,) int32, which of those that devices hold.
         drawn: name -> (b,) uint32, their bits under that name, drawn on the host.
     """
 
-    index: Any
+    rows: Any
     drawn: Mapping[str, Any]
 
     def bits(self, name: str) -> Any:

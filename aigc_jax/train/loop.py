@@ -23,7 +23,7 @@ import aigc_jax
 from aigc_jax.core.keys import stream
 from aigc_jax.core.parallel import batch_shards, lay_out, make_mesh, put_batch, shardings
 from aigc_jax.core.shapes import batch_size
-from aigc_jax.core.types import Experiment, Model, State
+from aigc_jax.core.types import Experiment, Feed, Model, State
 from aigc_jax.files import read_png, write_gif, write_json, write_shown
 from aigc_jax.train.checkpoint import Checkpoints
 from aigc_jax.train.compile import jit_init, jit_step, pmap_step
@@ -168,7 +168,7 @@ def fit(
         batches = experiment.data(seed)
         start, like = _initial(experiment, batches, seed, mesh)
         state, step = checkpoints.restore(like) if saved else (start(), 0)
-        held = _resident(batches, resident, mesh) if step < total else None
+        feed = _feed(batches, resident) if step < total else None
         sampler = make_sampler(task, mesh)
         with Log(out, start=step, total=total, batch=experiment.batch, console=console) as log:
             run = _Run(experiment, out, identity, sampler, checkpoints, log, signals)
@@ -177,28 +177,24 @@ def fit(
             if saved:
                 log.say(f"{out} holds step {step} of {total}")
             try:
-                if step < total:
+                if feed is not None:
                     meter = Meter(mesh, log, log_every, patience, step, total)
                     programs: dict[int, Callable[..., Any]] = {}
-                    feed, columns = _stream(batches, step, total), ()
-                    if held is not None:
-                        feed = (held.address(each) for each in range(step, total))
-                        columns = (held.columns,)
-                        program = functools.partial(program, gather=held.gather)
-                        size = sum(x.nbytes for x in jax.tree.leaves(columns))
-                        log.say(f"the data, {size / 1e6:,.1f} MB, is held on each device")
-                    with contextlib.closing(feed) as source:
+                    columns = jax.device_put(feed.columns, NamedSharding(mesh, PartitionSpec()))
+                    if held := sum(x.nbytes for x in jax.tree.leaves(columns)):
+                        log.say(f"the data, {held / 1e6:,.1f} MB, is held on each device")
+                    with contextlib.closing(feed.stream(step, total)) as source:
                         blocks = _blocks(source, step, total, inner_steps, mesh)
                         n, ahead = next(blocks)
                         while step < total:
                             if n not in programs:
                                 with meter.pause():
-                                    programs[n] = program(inner_steps=n)
+                                    programs[n] = program(inner_steps=n, gather=feed.gather)
                                     if compiler == "jit":
                                         programs[n] = _ahead(
-                                            programs[n], log, state, ahead, *columns
+                                            programs[n], log, state, ahead, columns
                                         )
-                            state, metrics = programs[n](state, ahead, *columns)
+                            state, metrics = programs[n](state, ahead, columns)
                             step += n
                             if step < total:
                                 n, ahead = next(blocks)
@@ -387,30 +383,26 @@ def _ahead(step: Any, log: Log, *given: Any) -> Callable[..., Any]:
     return compiled
 
 
-def _resident(batches: Any, wanted: bool | None, mesh: Mesh) -> Any:
-    """Return the data set as every device holds it, where that is wanted and can be."""
-    if wanted is False or (wanted is None and jax.default_backend() == "cpu"):
-        return None
-    try:
-        if not hasattr(batches, "resident"):
-            raise ValueError(f"a {type(batches).__name__} has no method `resident`")
-        held = batches.resident(None if wanted else RESIDENT_BYTES)
-    except ValueError as error:
-        if wanted:
-            raise ValueError(f"resident=True: {error}") from error
-        return None
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return held._replace(columns=jax.device_put(held.columns, everywhere))
+def _feed(batches: Any, resident: bool | None) -> Feed:
+    """Choose how the step gets its batches: held by the devices where that is wanted and can be."""
+    if resident or (resident is None and jax.default_backend() != "cpu"):
+        try:
+            if not hasattr(batches, "resident"):
+                raise ValueError(f"a {type(batches).__name__} has no method `resident`")
+            return batches.resident(None if resident else RESIDENT_BYTES)
+        except ValueError as error:
+            if resident:
+                raise ValueError(f"resident=True: {error}") from error
+    if hasattr(batches, "feed"):
+        return batches.feed()
+    return Feed({}, functools.partial(_read_ahead, batches), lambda _, batch: batch)
 
 
-def _stream(batches: Any, start: int, total: int) -> Generator[Any, None, None]:
-    """Yield the batches of steps `start` to `total`, read ahead in another thread."""
-    if hasattr(batches, "stream"):
-        yield from batches.stream(start)
-        return
+def _read_ahead(batches: Any, start: int, stop: int) -> Generator[Any, None, None]:
+    """Yield the batches of steps `start` to `stop`, read ahead in another thread."""
     with ThreadPoolExecutor(1, "batches") as pool:
         ahead: deque[Any] = deque()
-        for step in range(start, total):
+        for step in range(start, stop):
             ahead.append(pool.submit(batches.__getitem__, step))
             if len(ahead) > 2:
                 yield ahead.popleft().result()

@@ -122,11 +122,11 @@ def test_batches_gathered_on_a_device_are_those_of_indexing():
         transforms.over_white, transforms.flip, noisy, transforms.pad(6), transforms.normalise
     )
     stream = batches(sources.arrays(image, image).train, 8, seed=3, transform=transform)
-    columns, address, gather = stream.resident()
+    columns, sent, gather = stream.resident()
     assert columns["image"].dtype == np.uint8 and len(columns["label"]) == 10
     gather = jax.jit(gather)
     for step in (0, 1, 2, 1000):  # 1 and 2 straddle epochs
-        addressed = address(step)
+        addressed = next(sent(step, step + 1))
         assert {leaf.shape for leaf in jax.tree.leaves(addressed)} == {(8,)}
         assert {leaf.dtype.name for leaf in jax.tree.leaves(addressed)} == {"int32", "uint32"}
         batch, expected = gather(columns, addressed), stream[step]
@@ -144,9 +144,9 @@ def test_a_source_decoded_once_is_resident_too():
         return {"label": index.astype(np.int32)}
 
     stream = batches(sources.Kept(9, load), 4, seed=0)
-    columns, address, gather = stream.resident(limit=9 * 4)
+    columns, sent, gather = stream.resident(limit=9 * 4)
     assert sorted(asked) == list(range(9))
-    equal(jax.jit(gather)(columns, address(5)), stream[5])
+    equal(jax.jit(gather)(columns, next(sent(5, 6))), stream[5])
 
 
 def by_seed(examples, address):

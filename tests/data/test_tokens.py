@@ -119,11 +119,11 @@ def test_batches_gathered_on_a_device_are_those_of_indexing(dtype):
     stream = np.random.default_rng(0).integers(0, np.iinfo(dtype).max // 2, 101).astype(dtype)
     for stride in (1, 5):
         windows = batches(Windows(stream, 9, stride), 6, seed=3)
-        columns, address, gather = windows.resident()
+        columns, sent, gather = windows.resident()
         assert columns["tokens"].shape == (101,) and columns["tokens"].dtype == dtype
         gather = jax.jit(gather)
         for step in (0, 3, 50):
-            batch, expected = gather(columns, address(step)), windows[step]
+            batch, expected = gather(columns, next(sent(step, step + 1))), windows[step]
             assert batch.keys() == expected.keys() == {"tokens"}
             assert batch["tokens"].dtype == expected["tokens"].dtype == np.int32
             np.testing.assert_array_equal(batch["tokens"], expected["tokens"])
@@ -137,8 +137,8 @@ def test_the_limit_is_of_the_stream_and_a_transform_gets_the_windows():
 
     source = Windows(np.arange(1, 101, dtype=np.uint16), 10)
     windows = batches(source, 8, seed=0, transform=drop)
-    columns, address, gather = windows.resident(limit=200)
-    batch = jax.jit(gather)(columns, address(2))["tokens"]
+    columns, stream, gather = windows.resident(limit=200)
+    batch = jax.jit(gather)(columns, next(stream(2, 3)))["tokens"]
     np.testing.assert_array_equal(batch, windows[2]["tokens"])
     assert set((batch == 0).all(1).tolist()) == {True, False}
     with pytest.raises(ValueError, match="the data takes 200 bytes, and the limit is 199"):

@@ -149,7 +149,7 @@ def test_transforms_in_jax_are_those_on_the_host():
     device = jax.jit(levels)({"image": rgba}, drawn)["image"]
     assert device.dtype == np.uint8
     np.testing.assert_array_equal(device, levels({"image": rgba}, address)["image"])
-    drawn = Addressed(drawn.index, {"binarise": address.bits("binarise")})
+    drawn = Addressed(drawn.rows, {"binarise": address.bits("binarise")})
     device = jax.jit(binarise)({"image": rgba}, drawn)["image"]
     assert device.dtype == np.float32
     np.testing.assert_array_equal(device, binarise({"image": rgba}, address)["image"])

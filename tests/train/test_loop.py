@@ -22,7 +22,7 @@ from PIL import Image
 from regression import IDENTITY, make_experiment, saved, spawn
 
 from aigc_jax.core.parallel import make_mesh
-from aigc_jax.core.types import Experiment, Mean, Model
+from aigc_jax.core.types import Experiment, Feed, Mean, Model
 from aigc_jax.data.batches import batches
 from aigc_jax.data.sources import Stream, arrays
 from aigc_jax.functional.adversarial import NON_SATURATING, r1
@@ -210,14 +210,15 @@ def test_resident_data_resumes_exactly(held: Result, tmp_path: Path) -> None:
             return self.batches[step]
 
         def resident(self, limit: int | None) -> Any:
-            resident = self.batches.resident(limit)
+            feed = self.batches.resident(limit)
 
-            def address(step: int) -> Any:
-                if step == 9:
-                    os.kill(os.getpid(), number)
-                return resident.address(step)
+            def stream(start: int, stop: int) -> Any:
+                for step, sent in enumerate(feed.stream(start, stop), start):
+                    if step == 9:
+                        os.kill(os.getpid(), number)
+                    yield sent
 
-            return resident._replace(address=address)
+            return feed._replace(stream=stream)
 
     result = train(tmp_path, experiment._replace(data=Interrupted), resident=True)
     assert result.signal == number and 0 < result.step < 20
@@ -539,10 +540,10 @@ def test_the_step_is_traced_once_and_nothing_leaves_the_devices(
     def guarded(step: Any, *args: Any) -> Any:
         compiled = real(step, *args)
 
-        def call(state: Any, batch: Any) -> Any:
+        def call(state: Any, *sent: Any) -> Any:
             old = jax.tree.leaves(state)
             with jax.transfer_guard_device_to_host("disallow"):
-                result = compiled(state, batch)
+                result = compiled(state, *sent)
             assert all(leaf.is_deleted() for leaf in old)  # donated
             return result
 
@@ -598,20 +599,46 @@ def test_dropped_updates_in_a_block_are_each_counted(tmp_path: Path) -> None:
         train(tmp_path / "many", make_experiment(poison=range(3, 6)), patience=3, **options)
 
 
-def test_batches_that_stream_are_streamed(whole: tuple[Path, Result], tmp_path: Path) -> None:
-    asked: list[int] = []
+def test_batches_that_feed_are_fed(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    asked: list[tuple[int, int]] = []
 
     class Batches(regression.Points):
-        def stream(self, start: int) -> Any:
-            asked.append(start)
-            while True:
-                yield self[start]
-                start += 1
+        def feed(self) -> Feed:
+            def stream(start: int, stop: int) -> Any:
+                asked.append((start, stop))
+                for step in range(start, stop):
+                    yield self[step]
+
+            return Feed({}, stream, lambda columns, sent: sent)
 
     experiment = make_experiment()._replace(data=lambda seed: Batches(seed, 8))
     train(tmp_path, experiment, steps=10)
     result = train(tmp_path, experiment)
-    assert asked == [0, 10] and distance(result.state, whole[1].state) == 0
+    assert asked == [(0, 10), (10, 20)] and distance(result.state, whole[1].state) == 0
+
+
+def test_raw_examples_travel_and_the_step_transforms_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (48, 4), np.uint8)
+    source = arrays({"x": levels}, {"x": levels}).train
+    halved = lambda examples, address: {"x": examples["x"].astype(np.float32) / 255}
+    put, seen = loop.put_batch, []
+    monkeypatch.setattr(loop, "put_batch", lambda *args: put(*seen.append(args) or args))
+    raw = make_experiment()._replace(data=lambda seed: batches(source, 8, seed, transform=halved))
+    result = train(tmp_path / "raw", raw)
+    assert {x.dtype for batch, *_ in seen for x in jax.tree.leaves(batch)} == {np.dtype("uint8")}
+
+    def on_the_host(examples: Any, address: Any) -> Any:
+        return halved({"x": np.array(examples["x"])}, address)
+
+    host = make_experiment()._replace(
+        data=lambda seed: batches(source, 8, seed, transform=on_the_host)
+    )
+    seen.clear()
+    expected = train(tmp_path / "host", host)
+    assert {x.dtype for batch, *_ in seen for x in jax.tree.leaves(batch)} == {np.dtype("float32")}
+    assert distance(result.state, expected.state) < 1e-5
 
 
 def test_a_reader_that_fails_stops_the_run(tmp_path: Path) -> None:
