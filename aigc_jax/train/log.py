@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,14 +11,8 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
 from aigc_jax.files import write_text
-
-FLUSH_SECONDS = 10.0
 
 
 class Log:
@@ -49,8 +42,7 @@ class Log:
         self._console = Console(stderr=True) if console is None else console
         self._active = jax.process_index() == 0
         self._out, self._start = out, start
-        self._events: EventsWriter | None = None
-        self._flushed = time.monotonic()
+        self._events: Any = None  # until there is one to write
         self._progress: Progress | None = None
         if not self._active:
             return
@@ -111,13 +103,12 @@ class Log:
         line = {k: v if np.isfinite(v) else None for k, v in line.items()}
         with _naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        self._record(step, Summary(value=scalars))
+        self._record(lambda events: events.scalars(step, values))
 
     def picture(self, step: int, name: str, image: Any) -> None:
         """Add an (h, w, c) uint8 picture to TensorBoard."""
         if self._active:
-            self._record(step, summary.image(name, np.asarray(image), dataformats="HWC"))
+            self._record(lambda events: events.picture(step, name, image))
 
     def say(self, text: str) -> None:
         """Print a line, above the progress bar if there is one."""
@@ -130,27 +121,25 @@ class Log:
             return
         if self._progress is not None:
             self._progress.stop()
-        if self._events is not None:
+        if self._events:
             with _naming(self._out):
                 self._events.close()
 
-    def _record(self, step: int, values: Summary) -> None:
-        """Add an event to TensorBoard's file.
-
-        By the writer beneath tensorboardX's own, whose thread dies of a full disk, in silence, and
-        leaves the loop to wait for it forever.
-        """
+    def _record(self, write: Callable[[Any], None]) -> None:
+        """Write to TensorBoard's file, made when first needed, where tensorboardX is installed."""
         with _naming(self._out):
             if self._events is None:
-                # Made when first needed, so that a look at a finished run leaves no empty file.
-                self._events = EventsWriter(str(self._out / "events"), f".{os.getpid()}")
-                if self._start:
-                    session = SessionLog(status=SessionLog.START)
-                    self._events.write_event(Event(step=self._start + 1, session_log=session))
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=values))
-            if time.monotonic() - self._flushed > FLUSH_SECONDS:
-                self._events.flush()
-                self._flushed = time.monotonic()
+                try:
+                    from aigc_jax.train.events import Events
+                except ModuleNotFoundError as error:
+                    if error.name != "tensorboardX":
+                        raise
+                    self._events = False
+                    self.say("tensorboardX is not installed: no events for TensorBoard are written")
+                else:
+                    self._events = Events(self._out, self._start)
+            if self._events:
+                write(self._events)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@ import io
 import json
 import math
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,19 @@ def test_a_picture_reaches_tensorboard(tmp_path: Path) -> None:
     ((event, value),) = [(e, v) for e in events(tmp_path) for v in e.summary.value]
     assert (event.step, value.tag) == (3, "grid")
     assert (value.image.height, value.image.width) == (4, 6)
+
+
+def test_it_does_without_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.delitem(sys.modules, "aigc_jax.train.events", raising=False)
+    text = io.StringIO()
+    with open_log(tmp_path, text) as log:
+        log.write(1, {"x": 1})
+        log.picture(1, "grid", np.zeros((4, 6, 3), np.uint8))
+        log.write(2, {"x": 2})
+    assert [line["x"] for line in lines(tmp_path)] == [1, 2]
+    assert not list(tmp_path.glob("events.*"))
+    assert text.getvalue().count("tensorboardX is not installed") == 1
 
 
 def test_a_terminal_gets_a_bar_and_lines_above_it(tmp_path: Path) -> None:
