@@ -11,6 +11,7 @@ from jax import Array
 
 from aigc_jax.core.keys import fold
 from aigc_jax.nn.dropout import drop
+from aigc_jax.nn.embed import Embed, tied_logits
 from aigc_jax.nn.transformer import MLP, Attention, Block, run_blocks
 
 EPSILON = 1e-12
@@ -55,7 +56,7 @@ class BERT(nn.Module):
         """Hold embeddings, blocks and heads."""
         self._check()
         init, dtype = nn.initializers.normal(0.02), self.dtype
-        embed = functools.partial(nn.Embed, features=self.width, embedding_init=init, dtype=dtype)
+        embed = functools.partial(Embed, features=self.width, embedding_init=init, dtype=dtype)
         norm = functools.partial(nn.LayerNorm, EPSILON, dtype=dtype)
         self.tokens = embed(self.vocabulary)
         self.places = embed(self.context, name="positions")
@@ -187,5 +188,4 @@ class MaskedHead(nn.Module):
         x = gelu(nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="dense")(x))
         x = self.norm(name="norm")(x)
         bias = self.param("bias", nn.initializers.zeros, (len(embedding),))
-        weights = embedding.astype(x.dtype)
-        return jnp.matmul(x, weights.T, preferred_element_type=jnp.float32) + bias
+        return tied_logits(x, embedding) + bias

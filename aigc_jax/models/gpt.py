@@ -11,7 +11,7 @@ from jax import Array
 
 from aigc_jax.core.keys import fold
 from aigc_jax.nn.dropout import drop
-from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.embed import Embed, sinusoidal, tied_logits
 from aigc_jax.nn.positions import alibi
 from aigc_jax.nn.transformer import (
     MLP,
@@ -80,9 +80,9 @@ class GPT(nn.Module):
         self._check()
         init, dtype, bias = nn.initializers.normal(0.02), self.dtype, self.bias
         tokens = self.vocabulary + self.classes
-        self.tokens = nn.Embed(tokens, self.width, embedding_init=init, dtype=dtype)
+        self.tokens = Embed(tokens, self.width, embedding_init=init, dtype=dtype)
         if self.positions == "learned":
-            self.places = nn.Embed(
+            self.places = Embed(
                 self.context, self.width, embedding_init=init, dtype=dtype, name="positions"
             )
         # Radford et al.: what is added along the depth keeps the variance of one layer.
@@ -164,8 +164,7 @@ class GPT(nn.Module):
         """Map (b, t, width) features to (b, t, vocabulary) float32 logits."""
         if not self.tied:
             return self.head(x).astype(jnp.float32)
-        weights = self.tokens.embedding[: self.vocabulary].astype(x.dtype)
-        return jnp.matmul(x, weights.T, preferred_element_type=jnp.float32)
+        return tied_logits(x, self.tokens.embedding[: self.vocabulary])
 
     def extend(
         self,

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from aigc_jax.nn.embed import Embed
+
 
 class MusicEncoder(nn.Module):
     """Read a segment both ways, and map what was read to the Gaussian of its latent (§3.1).
@@ -36,7 +38,7 @@ class MusicEncoder(nn.Module):
     @nn.compact
     def __call__(self, pitches: Array) -> tuple[Array, Array]:
         """Map (b, t, voices) tokens to (b, latent) means and log variances, in float32."""
-        x = nn.Embed(self.vocabulary, self.embedding, dtype=self.dtype)(pitches)
+        x = Embed(self.vocabulary, self.embedding, dtype=self.dtype)(pitches)
         x = x.reshape(*pitches.shape[:2], -1)  # (b, t, voices, e) -> (b, t, voices*e)
         part, ends = self.part or x.shape[1], []
         for reverse in (False, True):
@@ -81,7 +83,7 @@ class MusicDecoder(nn.Module):
         """Make the layers that the whole segment and a single step share."""
         cell = lambda: nn.OptimizedLSTMCell(self.hidden, dtype=self.dtype)
         dense = lambda width: nn.Dense(width, dtype=self.dtype)
-        self.embed = nn.Embed(self.vocabulary + 1, self.embedding, dtype=self.dtype)
+        self.embed = Embed(self.vocabulary + 1, self.embedding, dtype=self.dtype)
         self.conductor_start, self.conductor = dense(2 * self.hidden), nn.RNN(cell())
         self.views = dense(self.parts * self.hidden)
         self.part_start, self.cell = dense(2 * self.hidden), cell()

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from aigc_jax.nn.conv import Conv
-from aigc_jax.nn.embed import check_label
+from aigc_jax.nn.embed import Embed, check_label
 from aigc_jax.nn.norm import Norm, check_norm
 from aigc_jax.nn.resample import downsample, upsample
 
@@ -36,7 +36,7 @@ class ConditionalBatchNorm(nn.Module):
 
         def of_label(name: str, init: Any) -> Array:
             c = x.shape[-1]
-            embed = nn.Embed(self.classes, c, embedding_init=init, dtype=self.dtype, name=name)
+            embed = Embed(self.classes, c, embedding_init=init, dtype=self.dtype, name=name)
             return embed(label)[:, None, None, :]  # (b, c) -> (b, 1, 1, c)
 
         norm = _batch_norm(train, axis, self.dtype, use_scale=False, use_bias=False, name="norm")

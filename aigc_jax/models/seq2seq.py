@@ -11,7 +11,7 @@ from jax import Array
 
 from aigc_jax.core.keys import fold
 from aigc_jax.nn.dropout import drop
-from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.embed import Embed, sinusoidal, tied_logits
 from aigc_jax.nn.transformer import (
     MLP,
     Attention,
@@ -83,7 +83,7 @@ class Seq2Seq(nn.Module):
         self._check()
         dtype, glorot = self.dtype, nn.initializers.glorot_uniform()
         embed = functools.partial(
-            nn.Embed,
+            Embed,
             features=self.width,
             embedding_init=nn.initializers.normal(self.width**-0.5),
             dtype=dtype,
@@ -240,8 +240,7 @@ class Seq2Seq(nn.Module):
         x = self.decoder_norm(x) if self.pre_norm else x
         if not self.tied:
             return self.head(x).astype(jnp.float32)
-        weights = self.tokens.embedding.astype(x.dtype)
-        return jnp.matmul(x, weights.T, preferred_element_type=jnp.float32)
+        return tied_logits(x, self.tokens.embedding)
 
     def _check(self) -> None:
         for name in ("vocabulary", "layers", "heads", "width"):

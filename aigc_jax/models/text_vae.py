@@ -8,6 +8,7 @@ from jax import Array
 
 from aigc_jax.core.keys import fold
 from aigc_jax.nn.dropout import drop
+from aigc_jax.nn.embed import Embed
 
 Carry = tuple[Array, Array]
 
@@ -51,7 +52,7 @@ class TextEncoder(nn.Module):
         Returns:
             Two of (b, latent) float32.
         """
-        x = nn.Embed(self.vocabulary, self.embed, dtype=self.dtype, name="embed")(tokens)
+        x = Embed(self.vocabulary, self.embed, dtype=self.dtype, name="embed")(tokens)
         x = x if keys is None else drop(x, fold(keys, 0), self.dropout)
         cell = nn.OptimizedLSTMCell(self.features, dtype=self.dtype, name="cell")
         x: Any = nn.RNN(cell)(x)
@@ -86,7 +87,7 @@ class TextDecoder(nn.Module):
 
     def setup(self) -> None:
         """Make the layers that `__call__` and `step` share."""
-        self.embedding = nn.Embed(self.vocabulary, self.embed, dtype=self.dtype)
+        self.embedding = Embed(self.vocabulary, self.embed, dtype=self.dtype)
         self.initial = nn.Dense(2 * self.features, dtype=self.dtype)
         self.cell = nn.OptimizedLSTMCell(self.features, dtype=self.dtype)
         self.rnn = nn.RNN(self.cell)

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from aigc_jax.nn.attention import ImageAttention
 from aigc_jax.nn.conv import Conv
-from aigc_jax.nn.embed import sinusoidal
+from aigc_jax.nn.embed import Embed, sinusoidal
 from aigc_jax.nn.norm import group_norm
 from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
 
@@ -206,7 +206,7 @@ class UNet(nn.Module):
         emb = dense("time2")(nn.silu(dense("time1")(emb)))  # (b, channels) -> (b, e)
         if self.classes:
             label = jnp.full((b,), self.classes) if label is None else label
-            emb += nn.Embed(self.classes + 1, emb.shape[-1], dtype=self.dtype, name="label")(label)
+            emb += Embed(self.classes + 1, emb.shape[-1], dtype=self.dtype, name="label")(label)
 
         def stage(x: Array, d: int, name: str, attends: bool) -> Array:
             x = block(d, name=name, **options)(x, emb, train)

@@ -33,8 +33,14 @@ def attend(q: Array, k: Array, v: Array, **kwargs: Any) -> Array:
     chex.assert_equal_shape([k, v])
     if jax.default_backend() == "cpu" and not kwargs.keys() - {"bias", "mask", "is_causal"}:
         return _attend_on_cpu(q, k, v, **kwargs)
-    # For a single query there is little to fuse, and the kernel would turn a cache's keys around.
-    kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1]) if q.shape[1] > 1 else None
+    t, s = q.shape[1], k.shape[1]
+    # For a single query there is little to fuse, and cuDNN would turn a cache's keys around. Its
+    # gradients are of even lengths alone, and that of a bias costs more than the fusion saves.
+    kernel = None
+    if t > 1 and t % 2 == s % 2 == 0 and kwargs.get("bias") is None:
+        kernel = fused_kernel(jax.devices()[0], q.dtype, q.shape[-1])
+    if kernel and kwargs.get("mask") is not None:
+        kwargs["mask"] = jnp.broadcast_to(kwargs["mask"], (*kwargs["mask"].shape[:2], t, s))
     return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **kwargs)
 
 

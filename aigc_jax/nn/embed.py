@@ -1,12 +1,71 @@
-"""Embeddings of times and of labels."""
+"""Embeddings of tokens, of times and of labels."""
 
 import math
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from flax import linen as nn
+from jax import Array, lax
+
+
+class Embed(nn.Module):
+    """Vectors of tokens or of labels, with the parameter of flax's `nn.Embed`.
+
+    Whatever the compute type, a vector's gradient is summed in float32. In bfloat16, where 256 + 1
+    is 256, a token that is frequent in a batch would get the gradient of a rare one.
+
+    Attributes:
+        num_embeddings: how many there are.
+        features: of each.
+        embedding_init: of the table (num_embeddings, features).
+        dtype: of what is looked up; by default float32, as the table.
+    """
+
+    num_embeddings: int
+    features: int
+    embedding_init: Any = nn.linear.default_embed_init
+    dtype: Any = None
+
+    def setup(self) -> None:
+        """Hold the table, `embedding`."""
+        shape = (self.num_embeddings, self.features)
+        self.embedding = self.param("embedding", self.embedding_init, shape)
+
+    def __call__(self, index: Array) -> Array:
+        """Map (...) integers to (..., features); those out of range to NaN."""
+        return jnp.take(self.embedding, index, axis=0).astype(self.dtype or self.embedding.dtype)
+
+
+@jax.custom_vjp
+def tied_logits(x: Array, embedding: Array) -> Array:
+    """Return the logits x Wᵀ, of which W also embeds the tokens (Press & Wolf 2017).
+
+    Logits are float32 whatever the type of x. Their gradient goes back in x's type, in which an
+    accelerator multiplies matrices, and W's is summed in float32. There is no forward mode
+    (`jax.jvp`).
+
+    Args:
+        x: (..., width) features.
+        embedding: (v, width) float32.
+
+    Returns:
+        (..., v) float32.
+    """
+    return jnp.matmul(x, embedding.astype(x.dtype).T, preferred_element_type=jnp.float32)
+
+
+def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, embedding = saved
+    g = g.astype(x.dtype)
+    rows = tuple(range(g.ndim - 1))
+    of_embedding = lax.dot_general(g, x, ((rows, rows), ((), ())), preferred_element_type="float32")
+    return g @ embedding.astype(x.dtype), of_embedding
+
+
+tied_logits.defvjp(lambda x, embedding: (tied_logits(x, embedding), (x, embedding)), _backward)
 
 
 def sinusoidal(

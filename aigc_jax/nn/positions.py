@@ -1,6 +1,6 @@
 """Positions of tokens: rotations of queries and keys, and biases by distance.
 
-Learned positions are an `nn.Embed`, and sinusoidal ones `nn.embed.sinusoidal`.
+Learned positions are an `nn.embed.Embed`, and sinusoidal ones `nn.embed.sinusoidal`.
 """
 
 import math

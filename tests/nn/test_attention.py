@@ -99,6 +99,39 @@ def test_fused_kernel_runs_where_it_applies(device, dtype, head_channels, kernel
     assert fused_kernel(device, dtype, head_channels) == kernel
 
 
+@pytest.mark.parametrize(
+    ("t", "s", "options", "kernel", "mask"),
+    [
+        (4, 4, {"is_causal": True}, "cudnn", None),
+        (4, 6, {"mask": (2, 1, 1, 6)}, "cudnn", (2, 1, 4, 6)),
+        (4, 4, {"mask": (1, 1, 4, 4)}, "cudnn", (1, 1, 4, 4)),
+        (4, 5, {"mask": (2, 1, 1, 5)}, None, (2, 1, 1, 5)),
+        (3, 3, {"is_causal": True}, None, None),
+        (1, 4, {}, None, None),
+        (4, 4, {"bias": (1, 3, 4, 4)}, None, None),
+    ],
+)
+def test_cudnn_gets_what_it_and_its_gradients_can_do(monkeypatch, t, s, options, kernel, mask):
+    asked = []
+    plain = jax.nn.dot_product_attention
+
+    def spy(*args, implementation, **kwargs):
+        asked.append((implementation, kwargs))
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [H100])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    q, k, v = (jnp.tile(jnp.asarray(x, jnp.bfloat16), 2) for x in qkv(t, s))  # 8 channels
+    given = {n: jnp.ones(x, bool) if n == "mask" else x for n, x in options.items()}
+    if "bias" in given:
+        given["bias"] = jnp.zeros(given["bias"], jnp.bfloat16)
+    assert attend(q, k, v, **given).shape == q.shape
+    ((chosen, passed),) = asked
+    assert chosen == kernel
+    assert (passed["mask"].shape if "mask" in passed else None) == mask
+
+
 X = np.random.default_rng(2).normal(size=(2, 2, 4, 8)).astype(np.float32)
 
 

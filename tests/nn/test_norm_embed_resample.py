@@ -1,3 +1,5 @@
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from aigc_jax.nn.embed import append_label, check_label, sinusoidal
+from aigc_jax.nn.embed import Embed, append_label, check_label, sinusoidal, tied_logits
 from aigc_jax.nn.norm import GroupNorm, group_norm
 from aigc_jax.nn.resample import depth_to_space, downsample, space_to_depth, upsample
 
@@ -200,3 +202,52 @@ def test_resampling_takes_images(change):
 def test_odd_sizes_are_refused(change):
     with pytest.raises(TypeError, match="reshape"):
         change(jnp.zeros((1, 5, 4, 1)))
+
+
+def test_a_frequent_token_gets_all_of_its_gradient_in_half_precision_too():
+    layer = Embed(3, 2, dtype=jnp.bfloat16)
+    index = jnp.zeros((64, 64), jnp.int32).at[0, 0].set(2)
+    params = layer.init(jax.random.key(0), index)
+    assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == {
+        "params": {"embedding": ((3, 2), jnp.float32)}
+    }
+    assert layer.apply(params, index).dtype == jnp.bfloat16
+    total = lambda params: layer.apply(params, index).astype(jnp.float32).sum()
+    table = jax.grad(total)(params)["params"]["embedding"]
+    np.testing.assert_array_equal(table, [[4095, 4095], [0, 0], [1, 1]])
+
+
+def test_embeddings_are_those_of_flax():
+    index = jnp.array([[0, 2], [1, 1]])
+    params = nn.Embed(3, 4).init(jax.random.key(0), index)
+    chex.assert_trees_all_equal(Embed(3, 4).init(jax.random.key(0), index), params)
+    np.testing.assert_array_equal(
+        Embed(3, 4).apply(params, index), nn.Embed(3, 4).apply(params, index)
+    )
+    assert np.isnan(Embed(3, 4).apply(params, jnp.array([3]))).all()
+
+
+def test_tied_logits_and_their_gradients():
+    rng = np.random.default_rng(0)
+    x, table, g = (rng.normal(size=s).astype(np.float32) for s in ((2, 3, 4), (5, 4), (2, 3, 5)))
+    logits, back = jax.vjp(tied_logits, x, table)
+    np.testing.assert_allclose(logits, x @ table.T, rtol=1e-5)
+    np.testing.assert_allclose(back(g)[0], g @ table, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(back(g)[1], np.einsum("btv,btw->vw", g, x), rtol=1e-4, atol=1e-5)
+    half = x.astype(jnp.bfloat16)
+    train = lambda x, table: jax.vjp(tied_logits, x, table)[1](g)
+    of_x, of_table = jax.eval_shape(train, half, table)
+    assert of_x.dtype == jnp.bfloat16 and of_table.dtype == jnp.float32
+    text = jax.jit(train).lower(half, table).as_text()
+    operands = re.findall(r"dot_general .*: \(tensor<[^>]*x(\w+)>, tensor<[^>]*x(\w+)>\)", text)
+    assert operands and set(operands) == {("bf16", "bf16")}
+
+
+def test_a_normalised_activation_is_kept_in_its_own_type():
+    x = jnp.ones((2, 4, 4, 8), jnp.bfloat16)
+    layer = GroupNorm(2, dtype=jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+    _, back = jax.vjp(lambda x: layer.apply(params, x), x)
+    kept = {leaf.dtype for leaf in jax.tree.leaves(back) if leaf.shape == x.shape}
+    assert kept == {jnp.dtype(jnp.bfloat16)}
+    assert back(jnp.ones_like(x))[0].dtype == jnp.bfloat16
