@@ -7,6 +7,10 @@ from typing import Any
 import jax
 from jax.extend.core import jaxprs_in_params
 
+# cuDNN's attention, whose products cannot be seen from outside: of queries with keys and of weights
+# with values; and, back, the gradients of all four.
+FUSED = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
+
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     """Count 2 per multiply-add of every matrix product and convolution that `fn(*args)` does.
@@ -37,6 +41,10 @@ def _of_equation(equation: Any) -> int:
         kernel = equation.invars[1].aval.shape
         taps = prod(kernel[axis] for axis in params["dimension_numbers"].rhs_spec[1:])
         return 2 * prod(equation.outvars[0].aval.shape) * taps
+    if name in FUSED:
+        b, t, heads, d = equation.invars[0].aval.shape
+        s = equation.invars[1].aval.shape[1]
+        return FUSED[name] * 2 * b * heads * t * s * d
     inner = [_of_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if name == "cond":
         return max(inner, default=0)

@@ -62,11 +62,11 @@ def main(rounds: int = 5, seconds: float = 0.7, workers: tuple[int, ...] = (1, 2
         workers: numbers of worker processes to try where images are decoded as they are read.
     """
     most = max(2, *workers)  # PyTorch's are two
-    versions = {}
+    versions: dict[str, Any] = {}
     with contextlib.suppress(ImportError):
         import torch
 
-        versions = {"torch": torch.__version__}
+        versions = {"torch": str(torch.__version__)}
         torch.set_num_threads(1)  # as in its workers; more wait for each other, and are slower
     with tempfile.TemporaryDirectory() as root:
         rows = []
@@ -84,7 +84,7 @@ def main(rounds: int = 5, seconds: float = 0.7, workers: tuple[int, ...] = (1, 2
                     f"{beside}",
                     flush=True,
                 )
-    for line in record.regressions("input", rows, ("source", "path"), "ratio"):
+    for line in record.regressions(record.read("input"), rows, ("source", "path"), "ratio"):
         print(f"slower than before: {line}")
     print(f"written to {record.write('input', rows, **versions)}")
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from aigc_jax.core.keys import stream
 from aigc_jax.core.parallel import make_mesh, put_batch
@@ -33,10 +34,11 @@ from aigc_jax.train.compile import jit_init, jit_step
 from aigc_jax.train.loop import fit
 from aigc_jax.train.meter import IN_FLIGHT
 from benchmarks import record
+from benchmarks.step import make
 
 
-def make(batch: int, evaluate: Callable[[Model], dict[str, float]]) -> Experiment:
-    """Make the experiment: random images, held in memory as MNIST is."""
+def images(batch: int) -> Experiment:
+    """Make the VAE: of random images, held in memory as MNIST is."""
     image = np.random.default_rng(0).integers(0, 256, (60_000, 28, 28, 1), np.uint8)
     data = arrays({"image": image}, {"image": image[:1]})
     return Experiment(
@@ -44,16 +46,16 @@ def make(batch: int, evaluate: Callable[[Model], dict[str, float]]) -> Experimen
         data=lambda seed: batches(data.train, batch, seed, transform=normalise),
         steps=1,
         batch=batch,
-        evaluate=evaluate,
     )
 
 
 def bare(
-    experiment: Experiment, stretch: int, inner_steps: int
+    experiment: Experiment, stretch: int, inner_steps: int, resident: bool
 ) -> tuple[Callable[[], float], Callable[[], float]]:
     """Return what takes a stretch of steps, on batches it reads or on one, and returns seconds."""
     mesh, axis, batches = make_mesh(), int(inner_steps > 1), experiment.data(0)
-    feed = batches.feed()
+    feed = batches.resident() if resident else batches.feed()
+    columns = jax.device_put(feed.columns, NamedSharding(mesh, PartitionSpec()))
     state = jit_init(experiment.task, mesh)(stream(0, "init"), batches[0])
     step = jit_step(experiment.task, mesh, seed=0, inner_steps=inner_steps, gather=feed.gather)
     sent = feed.stream(0, sys.maxsize)
@@ -71,7 +73,7 @@ def bare(
         start = time.perf_counter()
         flight: deque[Any] = deque()
         for _ in range(stretch // inner_steps):
-            state, metrics = step(state, take(), {})
+            state, metrics = step(state, take(), columns)
             flight.append(metrics)
             if len(flight) > IN_FLIGHT:
                 jax.block_until_ready(flight.popleft())
@@ -83,7 +85,15 @@ def bare(
     return fed, alone
 
 
-def measure(batch: int, inner_steps: int, stretch: int, rounds: int) -> dict[str, Any]:
+def measure(
+    experiment: Experiment,
+    *,
+    inner_steps: int,
+    stretch: int,
+    rounds: int,
+    log_every: int,
+    resident: bool,
+) -> dict[str, Any]:
     """Measure a row: stretches of the loop, each followed by two of its bare step."""
     times: list[tuple[float, float, float]] = []
     began = 0.0
@@ -96,8 +106,8 @@ def measure(batch: int, inner_steps: int, stretch: int, rounds: int) -> dict[str
         began = time.perf_counter()
         return {}
 
-    experiment = make(batch, evaluate)
-    fed, alone = bare(experiment, stretch, inner_steps)
+    experiment = experiment._replace(evaluate=evaluate, picture=None, best=None)
+    fed, alone = bare(experiment, stretch, inner_steps, resident)
     with tempfile.TemporaryDirectory() as folder:
         terminal, sys.stderr = sys.stderr, io.StringIO()
         try:
@@ -107,18 +117,19 @@ def measure(batch: int, inner_steps: int, stretch: int, rounds: int) -> dict[str
                 identity={},
                 steps=(rounds + 1) * stretch,
                 inner_steps=inner_steps,
-                log_every=50,
+                log_every=log_every,
                 save_every=stretch,
                 evaluate_every=stretch,
-                resident=False,
+                resident=resident,
             )
         finally:
             sys.stderr = terminal
     loop, read, step = np.array(times[1:]).T  # the first stretch of the loop compiled
     lowest, share, highest = np.percentile(read / loop, (25, 50, 75))
     return {
-        "batch": batch,
+        "batch": experiment.batch,
         "inner_steps": inner_steps,
+        "resident": resident,
         "share": round(float(share), 3),
         "lowest": round(float(lowest), 3),  # the quartiles
         "highest": round(float(highest), 3),
@@ -130,24 +141,39 @@ def measure(batch: int, inner_steps: int, stretch: int, rounds: int) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what the loop costs beside its step.")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024])
+    parser.add_argument(
+        "--experiment",
+        help="in place of the VAE, as `benchmarks.step` takes it: ddpm_cifar10:batch=256",
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024], help="of the VAE")
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[1, 10])
     parser.add_argument("--stretch", type=int, default=100, help="steps between two saves")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--log-every", type=int, default=50, help="steps")
+    parser.add_argument("--resident", action="store_true", help="the devices hold the data set")
+    parser.add_argument("--name", default="loop", help="of the file in benchmarks/results")
     options = parser.parse_args()
     rows = []
-    for batch in options.batch:
+    spec = options.experiment
+    for experiment in [make(spec)] if spec else map(images, options.batch):
         for inner in options.inner_steps:
-            row = measure(batch, inner, options.stretch, options.rounds)
-            rows.append(row)
+            row = measure(
+                experiment,
+                inner_steps=inner,
+                stretch=options.stretch,
+                rounds=options.rounds,
+                log_every=options.log_every,
+                resident=options.resident,
+            )
+            rows.append({"experiment": spec or "VAE", **row})
             print(
-                f"batch {batch:5}, {inner:3} steps a dispatch: {row['step_milliseconds']:7.2f} ms "
-                f"a step; the loop does {row['share']:.1%} "
+                f"batch {row['batch']:5}, {inner:3} steps a dispatch: "
+                f"{row['step_milliseconds']:7.2f} ms a step; the loop does {row['share']:.1%} "
                 f"({row['lowest']:.1%} to {row['highest']:.1%}) of its rate on the same batches, "
                 f"{row['share_with_reading']:.1%} of that without reading any",
                 flush=True,
             )
-    print(f"written to {record.write('loop', rows)}")
+    print(f"written to {record.write(options.name, rows)}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import copy
 import functools
+import importlib.metadata
 import itertools
 import statistics
 import tempfile
@@ -156,7 +157,7 @@ def ddpm_step(on: Setting) -> Case:
 def ddim(on: Setting, batch: int) -> Case:
     """50 steps of DDIM from the same noise."""
     import torch
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     net, unet, params = unets(on.size)
     schedule = linear()
@@ -173,6 +174,7 @@ def ddim(on: Setting, batch: int) -> Case:
 
     scheduler = DDIMScheduler(1000, beta_start=1e-4, beta_end=0.02, clip_sample=True)
     scheduler.set_timesteps(50)
+    times_on_device = scheduler.timesteps.to(on.device)  # of which a loop would copy one a step
 
     def sampler(layout: Any, net: Any) -> Callable[[], Any]:
         start = on.images(noise, layout).to(dtype)
@@ -180,8 +182,8 @@ def ddim(on: Setting, batch: int) -> Case:
         @torch.inference_mode()
         def run() -> Any:
             x: Any = start
-            for t in scheduler.timesteps:
-                x = scheduler.step(net(x, t).sample, t, x).prev_sample  # pyright: ignore
+            for there, t in zip(times_on_device, scheduler.timesteps.tolist(), strict=True):
+                x = scheduler.step(net(x, there).sample, t, x).prev_sample  # pyright: ignore
             on.wait()
             return x
 
@@ -382,11 +384,15 @@ def torch_gpt(network: GPT, params: Any) -> Any:
             self.blocks = nn.Sequential(*(Block() for _ in range(network.layers)))
             self.norm = nn.LayerNorm(width, bias=False)
 
-        def forward(self, x: Any) -> Any:
-            x = self.tokens(x) + self.places.weight[: x.shape[1]]
-            return self.norm(self.blocks(x)) @ self.tokens.weight.T
+        def forward(self, tokens: Any, next_tokens: Any = None) -> Any:
+            """Return the logits; or the loss, so that it is compiled with them."""
+            x = self.tokens(tokens) + self.places.weight[: tokens.shape[1]]
+            logits = self.norm(self.blocks(x)) @ self.tokens.weight.T
+            if next_tokens is None:
+                return logits
+            return f.cross_entropy(logits.flatten(0, 1).float(), next_tokens.flatten())
 
-    net = Net()
+    net: Any = Net()
     # Linear layers are (out, in), and queries stand before all keys.
     ours = jax.tree.map(np.asarray, params)
     put = lambda parameter, x: parameter.data.copy_(torch.tensor(np.ascontiguousarray(x)))
@@ -419,9 +425,10 @@ def gpt_step(on: Setting, size: str, batch: int, context: int, inner_steps: int 
     """A step of nanoGPT's recipe for a CPU or for a GPU, without dropout: AdamW, clipped."""
     import torch
     from torch import nn
-    from torch.nn import functional as f
 
     layers, heads, width, vocabulary = SIZES[size]
+    if vocabulary > 1000:
+        vocabulary = -(-vocabulary // 64) * 64  # as nanoGPT pads it, for matrix units
     network = GPT(vocabulary, context, layers, heads, width, bias=False, scan=False)
     shape = (inner_steps, on.batch or batch, context + 1)
     tokens = np.random.default_rng(0).integers(0, network.vocabulary, shape).astype(np.int32)
@@ -437,8 +444,8 @@ def gpt_step(on: Setting, size: str, batch: int, context: int, inner_steps: int 
             for x in data:
                 optimiser.zero_grad(set_to_none=True)
                 with on.autocast():
-                    logits = net(x[:, :-1]).flatten(0, 1)
-                f.cross_entropy(logits.float(), x[:, 1:].flatten()).backward()
+                    loss = net(x[:, :-1], x[:, 1:])
+                loss.backward()
                 nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                 optimiser.step()
             on.wait()
@@ -446,9 +453,9 @@ def gpt_step(on: Setting, size: str, batch: int, context: int, inner_steps: int 
         return run
 
     net = torch_gpt(network, params["gpt"]).to(on.device)
-    ours = network.apply({"params": params["gpt"]}, tokens[0, :, :-1])
+    ours = exact(network)(params["gpt"], tokens[0, :1, :-1])
     with torch.inference_mode():
-        theirs = net(data[0, :, :-1]).cpu().numpy()
+        theirs = net(data[0, :1, :-1]).cpu().numpy()
     difference = float(np.abs(np.asarray(ours) - theirs).max())
     peers = {name: step(each) for name, each in on.compiled(net).items()}
     each = tokens[:, :, 1:].size
@@ -477,7 +484,7 @@ def gpt_generate(on: Setting, batch: int, size: str, length: int = 128) -> Case:
         network, params = read_gpt2(directory)
     prompt = np.random.default_rng(0).integers(0, vocabulary, (batch, 32)).astype(np.int32)
     keys = example_keys(stream(0, "sample"), jnp.arange(batch))
-    logits = network.apply({"params": params}, prompt)
+    logits = exact(network)(params, prompt)
     with torch.inference_mode():
         theirs = net(torch.tensor(prompt, dtype=torch.long)).logits.numpy()
     difference = float(np.abs(np.asarray(logits) - theirs).max())
@@ -539,7 +546,7 @@ CASES: dict[str, Callable[[Setting], Case]] = {
 def unets(size: str) -> tuple[Any, Any, Any]:
     """Make diffusers' U-Net with random weights, and ours with the same."""
     import torch
-    from diffusers import UNet2DModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     torch.manual_seed(0)
     channels = {"small": (32, 64), "medium": (64, 128, 128), "ddpm": (128, 256, 256, 256)}[size]
@@ -570,26 +577,38 @@ def output_difference(net: Any, unet: Any, params: Any, image: np.ndarray) -> fl
     import torch
 
     t = np.linspace(10, 990, len(image)).round()
-    ours = unet.apply({"params": params}, image, jnp.asarray(t))
+    ours = exact(unet)(params, image, jnp.asarray(t))
     with torch.inference_mode():
         theirs = net(torch.tensor(image.transpose(0, 3, 1, 2)), torch.tensor(t)).sample
     return float(np.abs(np.asarray(ours) - theirs.numpy().transpose(0, 2, 3, 1)).max())
 
 
+def exact(network: Any) -> Callable[..., Any]:
+    """Compile a network in the precision of its types, for differences."""
+    with_params = lambda params, *args: network.apply({"params": params}, *args)
+
+    def apply(*args: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(with_params)(*args)
+
+    return apply
+
+
 def stepper(
     task: Task, batch: dict[str, np.ndarray], params: Any = None, inner_steps: int = 1
 ) -> Callable[[], Any]:
-    """Make our side of a training case: a call takes the batch from the host, and a step."""
+    """Make our side of a training case: a call is a step on a batch that is on the device."""
     mesh, axis = make_mesh(), int(inner_steps > 1)
     first = {key: x[0] if axis else x for key, x in batch.items()}
     state = jit_init(task, mesh)(stream(0, "init"), first)
     if params is not None:
         state = state._replace(params=jax.tree.map(jnp.asarray, params))
     step = jit_step(task, mesh, seed=0, inner_steps=inner_steps)
+    on_device = put_batch(batch, mesh, axis)
 
     def advance() -> None:
         nonlocal state
-        state, metrics = step(state, put_batch(batch, mesh, axis))
+        state, metrics = step(state, on_device)
         jax.block_until_ready(metrics)
 
     return advance
@@ -630,10 +649,14 @@ def timed(call: Callable[[], Any], times: int) -> float:
     return (time.perf_counter() - start) / times
 
 
-def measure(name: str, case: Case, rounds: int, slot: float) -> dict[str, Any]:
+def measure(
+    name: str, case: Case, rounds: int, slot: float, variants: list[str] | None = None
+) -> dict[str, Any]:
     """Find the best variant of the peer, then alternate with it."""
     seconds = {}
     for variant, call in case.peers.items():
+        if variants and variant not in variants:
+            continue
         try:
             call()  # compiles
             call()
@@ -641,6 +664,8 @@ def measure(name: str, case: Case, rounds: int, slot: float) -> dict[str, Any]:
             print(f"{name}: {variant} does not run: {str(error).splitlines()[0][:200]}", flush=True)
             continue
         seconds[variant] = min(timed(call, 1) for _ in range(3))
+    if not seconds:
+        raise ValueError(f"no variant of the peer ran; there are {', '.join(case.peers)}")
     best = min(seconds, key=seconds.__getitem__)
     case.ours()
     ours_seconds = min(timed(case.ours, 1) for _ in range(3))
@@ -674,6 +699,9 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=["small", "medium", "ddpm"])
     parser.add_argument("--batch", type=int, help="of ddpm_step, ddim_batch, dcgan_step, gpt steps")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--variants", nargs="+", help="of the peer, such as compile; all, and the best counts"
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="of each side, in each round")
     parser.add_argument("--name", default="peers", help="of the file in benchmarks/results")
     options = parser.parse_args()
@@ -682,8 +710,19 @@ def main() -> None:
     on, rows = Setting(options.device, options.dtype, options.size, options.batch), []
     if on.device != {"gpu": "cuda"}.get(jax.default_backend(), "cpu"):
         parser.error(f"--device {on.device}, but JAX runs on {jax.default_backend()}")
+    versions, failed, before = {}, [], record.read(options.name)
+    for module in ("torch", "diffusers", "transformers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[module] = importlib.metadata.version(module)
     for name in options.cases or CASES:
-        row = measure(name, CASES[name](on), options.rounds, options.seconds)
+        try:
+            case = CASES[name](on)
+            allow_tensor_float(on)  # once the difference is known: by default XLA does
+            row = measure(name, case, options.rounds, options.seconds, options.variants)
+        except Exception as error:  # the others are still worth measuring
+            failed.append(name)
+            print(f"{name}: {type(error).__name__}: {str(error)[:500]}", flush=True)
+            continue
         row |= {"dtype": on.dtype, "batch": on.batch}
         row["size"] = options.size if name.startswith("dd") else None
         rows.append(row)
@@ -694,17 +733,22 @@ def main() -> None:
             f"examples/s ({row['peer']}){gap}",
             flush=True,
         )
-    versions = {}
-    with contextlib.suppress(ImportError):
-        import diffusers
-        import torch
-        import transformers
-
-        modules = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
-        versions = {name: module.__version__ for name, module in modules.items()}
-    for line in record.regressions(options.name, rows, ("case", "size"), "ratio"):
+        path = record.write(options.name, rows, **versions)  # a later case may run out of time
+    for line in record.regressions(before, rows, ("case", "size"), "ratio"):
         print(f"slower than before: {line}")
-    print(f"written to {record.write(options.name, rows, **versions)}")
+    if rows:
+        print(f"written to {path}")
+    if failed:
+        raise SystemExit(f"these did not run: {', '.join(failed)}")
+
+
+def allow_tensor_float(on: Setting) -> None:
+    """Let PyTorch multiply float32 matrices on a GPU as XLA does unasked, and tune convolutions."""
+    import torch
+
+    if on.device == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
 
 
 if __name__ == "__main__":

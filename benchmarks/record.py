@@ -32,15 +32,17 @@ def write(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, **versi
     return path
 
 
+def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Return the rows that were written before, if any were."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def regressions(
-    name: str, rows: list[dict[str, Any]], by: tuple[str, ...], value: str, folder: Path = RESULTS
+    written: list[dict[str, Any]], rows: list[dict[str, Any]], by: tuple[str, ...], value: str
 ) -> list[str]:
     """Say which rows fall more than 10 % below those written before, matched by some values."""
-    path = folder / f"{name}.json"
-    if not path.exists():
-        return []
-    written = [row for row in json.loads(path.read_text())["rows"] if value in row]
-    before = {tuple(row.get(k) for k in by): row for row in written}
+    before = {tuple(row.get(k) for k in by): row for row in written if value in row}
     found = []
     for row in rows:
         key = tuple(row.get(k) for k in by)

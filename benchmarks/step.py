@@ -64,7 +64,8 @@ def measure(experiment: Experiment, compiler: str, seconds: float) -> dict[str, 
     program = jit_step(task, mesh, seed=0)
     on_device = put_batch(batch, mesh)
     start = time.perf_counter()
-    step: Any = program.lower(state, on_device).compile()
+    lowered = program.lower(state, on_device)
+    step: Any = lowered.compile()
     compile_seconds = time.perf_counter() - start
     costs = step.cost_analysis() or {}
     memory = step.memory_analysis()
@@ -94,6 +95,7 @@ def measure(experiment: Experiment, compiler: str, seconds: float) -> dict[str, 
         tokens = {"tokens_per_second_per_device": round(rate, 1)}
     return {
         "compiler": compiler,
+        "dtype": "bfloat16" if "xbf16>" in lowered.as_text() else "float32",
         "batch": experiment.batch,
         "parameters": parameters,
         "compile_seconds": round(compile_seconds, 2),
@@ -143,12 +145,14 @@ def copy(n: int) -> float:
     return 2 * 4 * n / _seconds(jax.jit(lambda x: x + 1), jnp.zeros(n))
 
 
-def _seconds(fn: Callable[..., Any], *args: Any) -> float:
+def _seconds(fn: Callable[..., Any], *args: Any, calls: int = 5) -> float:
     times = []
     for _ in range(12):
         start = time.perf_counter()
-        fn(*args).block_until_ready()
-        times.append(time.perf_counter() - start)
+        for _ in range(calls):  # dispatched without waiting, as steps are
+            result = fn(*args)
+        jax.block_until_ready(result)
+        times.append((time.perf_counter() - start) / calls)
     return statistics.median(times[2:])
 
 
@@ -173,12 +177,10 @@ def main() -> None:
             print(f"{spec}: left out: {str(error).splitlines()[0]}", flush=True)
             continue
         for compiler in options.compiler:
-            dtype = "bfloat16" if "bfloat16" in spec else "float32"
             row = {"experiment": spec, **measure(experiment, compiler, options.seconds)}
-            row["matrix_product_flops_per_second"] = products[dtype]
-            row["model_flop_utilisation"] = (
-                row["model_flops_per_second_per_device"] / products[dtype]
-            )
+            peak = products[row["dtype"]]
+            row["matrix_product_flops_per_second"] = peak
+            row["model_flop_utilisation"] = row["model_flops_per_second_per_device"] / peak
             row["copy_bytes_per_second"] = moved
             rows.append(row)
             print(
@@ -189,7 +191,8 @@ def main() -> None:
                 f"compiled in {row['compile_seconds']:.1f} s",
                 flush=True,
             )
-    print(f"written to {record.write(options.name, rows)}")
+            path = record.write(options.name, rows)  # at once: a later row may run out of time
+    print(f"written to {path}" if rows else "nothing was measured")
 
 
 if __name__ == "__main__":

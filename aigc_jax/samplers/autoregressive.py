@@ -115,7 +115,8 @@ def generate(
 
     def unfinished(state: tuple[Array, Array, Array, Any]) -> Array:
         i, _, ended, _ = state
-        return (i < length) & ~ended.all()
+        # A loop of a known length: a GPU need not tell the host after each token whether to go on.
+        return (i < length) & ~ended.all() if stop else i < length
 
     text = extend_text(tokens, length, pad)
     before = (jnp.int32(0), text, jnp.zeros(b, bool), prefill(decoder, tokens, start, t + length))

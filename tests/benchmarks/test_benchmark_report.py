@@ -25,11 +25,12 @@ def test_a_page_has_a_table_and_a_plot_of_what_was_written(tmp_path):
 
 def test_what_fell_more_than_a_tenth_is_named(tmp_path):
     by = ("case", "size")
-    assert record.regressions("peers", rows(1.0), by, "ratio", tmp_path) == []
+    assert record.regressions(record.read("peers", tmp_path), rows(1.0), by, "ratio") == []
     record.write("peers", rows(1.0), folder=tmp_path)
-    assert record.regressions("peers", rows(0.91), by, "ratio", tmp_path) == []
+    before = record.read("peers", tmp_path)
+    assert record.regressions(before, rows(0.91), by, "ratio") == []
     slower = [rows(0.91)[0], rows(0.89)[1], {"case": "new", "ratio": 0.1}]
-    found = record.regressions("peers", slower, by, "ratio", tmp_path)
+    found = record.regressions(before, slower, by, "ratio")
     assert found == ["vae small: ratio fell from 1.0 to 0.89"]
 
 

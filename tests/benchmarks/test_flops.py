@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from benchmarks.flops import count_flops
+from benchmarks.flops import _of_jaxpr, count_flops
 
 A, B = jnp.zeros((2, 3)), jnp.zeros((3, 5))
 PRODUCT = 2 * 2 * 3 * 5
@@ -40,6 +42,22 @@ def test_loops_branches_and_calls_are_looked_into():
 def test_a_gradient_is_twice_its_function():
     loss = lambda a, b: jnp.tanh(a @ b).sum()
     assert count_flops(jax.grad(loss, argnums=(0, 1)), A, B) == 3 * PRODUCT
+
+
+def test_attention_that_is_one_kernel_counts_its_products():
+    shapes = [(2, 6, 4, 8), (2, 5, 2, 8), (2, 5, 2, 8)]
+    operands = [SimpleNamespace(aval=SimpleNamespace(shape=shape)) for shape in shapes]
+
+    def count(way):
+        primitive = SimpleNamespace(name=f"dot_product_attention_{way}_wrapper")
+        equation = SimpleNamespace(primitive=primitive, params={}, invars=operands)
+        return _of_jaxpr(SimpleNamespace(eqns=[equation]))
+
+    q, k = (jnp.zeros((2, n, 4, 8)) for n in (6, 5))
+    attend = lambda q, k, v: jnp.einsum("bhts,bshd->bthd", jnp.einsum("bthd,bshd->bhts", q, k), v)
+    assert count("fwd") == count_flops(attend, q, k, k)
+    total = lambda *x: attend(*x).sum()
+    assert count("fwd") + count("bwd") == count_flops(jax.grad(total, (0, 1, 2)), q, k, k)
 
 
 def test_what_is_no_product_counts_nothing():
