@@ -62,7 +62,7 @@ def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     g = g.astype(x.dtype)
     rows = tuple(range(g.ndim - 1))
     of_embedding = lax.dot_general(g, x, ((rows, rows), ((), ())), preferred_element_type="float32")
-    return g @ embedding.astype(x.dtype), of_embedding
+    return g @ embedding.astype(x.dtype), of_embedding.astype(embedding.dtype)
 
 
 tied_logits.defvjp(lambda x, embedding: (tied_logits(x, embedding), (x, embedding)), _backward)
