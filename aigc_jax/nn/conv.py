@@ -150,6 +150,13 @@ def conv_transpose(
         y = x.reshape(-1, c) @ kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, kh * kw * d)
         return y.reshape(-1, kh, kw, d)  # (b, kh*kw*d) -> (b, kh, kw, d)
     case = (kh, kw, *strides, padding)
+    if case == (5, 5, 2, 2, "SAME") and _on_one_cpu():
+        # A patch of 2×2 pixels of the result sees 3×3 of the image, by a kernel of 6×6 whose last
+        # row and column are zeros: one convolution paints four channels for every feature.
+        kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
+        kernel = kernel.reshape(3, 2, 3, 2, c, d)[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+        kernel = kernel.reshape(3, 3, c, 4 * d)  # (3, 3, c, 2, 2, d) -> (3, 3, c, 4*d)
+        return depth_to_space(conv_of_images(x, kernel, (1, 1), ((1, 1), (1, 1))), 2)
     if case in ((4, 4, 2, 2, "SAME"), (3, 3, 2, 2, "VALID")) and _on_one_cpu():
         if kh == 3:  # a 4×4 one whose zeros alone paint the last row and column
             kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))

@@ -340,6 +340,8 @@ def plain_transpose(x, kernel, strides, padding):
         ((4, 4), (4, 4), (2, 2), "SAME"),  # a GAN's
         ((3, 5), (4, 4), (2, 2), "SAME"),
         ((1, 1), (4, 4), (2, 2), "SAME"),
+        ((2, 2), (5, 5), (2, 2), "SAME"),  # DCGAN's
+        ((1, 4), (5, 5), (2, 2), "SAME"),
         ((1, 1), (4, 4), (1, 1), "VALID"),  # a GAN's first
         ((1, 1), (2, 3), (2, 2), "VALID"),
         ((2, 3), (4, 4), (2, 2), "VALID"),
@@ -356,7 +358,7 @@ def test_transposed(size, kernel, strides, padding, one_cpu_device):
     x, k = arrays(size, kernel)
     if padding == "SAME":
         assert conv(x, k).shape[1:3] == tuple(n * s for n, s in zip(size, strides, strict=True))
-    rewritten = {(4, 4, 2, 2, "SAME"), (3, 3, 2, 2, "VALID")}
+    rewritten = {(4, 4, 2, 2, "SAME"), (5, 5, 2, 2, "SAME"), (3, 3, 2, 2, "VALID")}
     assert is_rewritten(conv, x, k) == ((*kernel, *strides, padding) in rewritten)
     assert_alike(conv, expected, x, k)
 
