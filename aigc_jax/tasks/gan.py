@@ -73,9 +73,11 @@ def gan(
     discriminator_tx: optax.GradientTransformation,
     *,
     latent: int,
+    prior: Callable[[Array, tuple[int, ...]], Array] = normal,
     classes: int = 0,
     penalties: tuple[Penalty, ...] = (),
     n_critic: int = 1,
+    generator_steps: int = 1,
     augment: Augment | None = None,
     decay: float | None = None,
     simultaneous: bool = False,
@@ -90,10 +92,12 @@ def gan(
         losses: such as `functional.adversarial.NON_SATURATING`.
         generator_tx: the generator's optimiser.
         discriminator_tx: the discriminator's.
-        latent: dimensions of z ~ N(0, 1).
+        latent: dimensions of z.
+        prior: `(keys, shape) -> (b, *shape)`, which draws z; N(0, 1).
         classes: number of labels that both networks take; 0 is unconditional.
         penalties: on the discriminator's gradients.
         n_critic: steps of the discriminator for one of the generator.
+        generator_steps: how many the generator takes in a row, each from latents of its own.
         augment: `(images, keys) -> images`, differentiable, of all that the discriminator sees.
         decay: of the exponential moving average of the generator's weights, which then draws
             (see `half_life`); None draws with the last weights.
@@ -123,7 +127,7 @@ def gan(
 
     def generate(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Fake:
         label = batch["label"] if classes else None
-        z = normal(fold(keys, 0), (latent,))
+        z = prior(fold(keys, 0), (latent,))
         return Fake(*network(params["generator"], stats["generator"], mode, z, label))
 
     def sample(
@@ -145,7 +149,7 @@ def gan(
         Raises:
             ValueError: a label is given to a model without classes.
         """
-        z = truncation * cond.get("z", normal(fold(keys, 0), (latent,)))
+        z = truncation * cond.get("z", prior(fold(keys, 0), (latent,)))
         label = choose_label(cond, keys, classes)
         mode = Mode(train=False)
         return network(params["generator"], stats["generator"], mode, z, label)[0]
@@ -158,6 +162,7 @@ def gan(
         discriminator_tx,
         penalties=penalties,
         n_critic=n_critic,
+        generator_steps=generator_steps,
         augment=augment,
         simultaneous=simultaneous,
     )
@@ -175,6 +180,7 @@ def adversarial_phases(
     weight: float = 1.0,
     penalties: tuple[Penalty, ...] = (),
     n_critic: int = 1,
+    generator_steps: int = 1,
     start: int = 0,
     augment: Augment | None = None,
     simultaneous: bool = False,
@@ -192,26 +198,34 @@ def adversarial_phases(
         weight: of the adversary's loss beside the generator's own.
         penalties: on the discriminator's gradients.
         n_critic: steps of the discriminator for one of the generator.
+        generator_steps: how many the generator takes in a row.
         start: the first step on which the discriminator trains. Before, its verdict moves nothing.
         augment: `(images, keys) -> images`, of all that the discriminator sees.
         simultaneous: both descend from one pass of the generator.
 
     Returns:
-        `discriminator`, a phase for each lazy penalty, and one named as the generator; or a single
-        phase `game` if they are simultaneous.
+        `discriminator`, a phase for each lazy penalty, and one named as the generator, then
+        `generator_2`, …, which go on with its optimiser's moments; or a single phase `game` if they
+        are simultaneous.
 
     Raises:
         ValueError: an argument is out of range, or does not go with `simultaneous`.
     """
     if n_critic < 1:
         raise ValueError(f"n_critic={n_critic} must be at least 1")
+    if generator_steps < 1:
+        raise ValueError(f"generator_steps={generator_steps} must be at least 1")
     for penalty in penalties:
         if not penalty.weight >= 0:
             raise ValueError(f"{penalty.name}: weight={penalty.weight} must be at least 0")
         if penalty.every < 1:
             raise ValueError(f"{penalty.name}: every={penalty.every} must be at least 1")
-    if simultaneous and (n_critic > 1 or start or any(p.every > 1 for p in penalties)):
-        raise ValueError("simultaneous=True needs n_critic=1, start=0 and penalties of every=1")
+    alone = n_critic == generator_steps == 1 and not start and all(p.every == 1 for p in penalties)
+    if simultaneous and not alone:
+        raise ValueError(
+            "simultaneous=True needs n_critic=1, generator_steps=1, start=0 and penalties of "
+            "every=1"
+        )
 
     def critic(params: Any, stats: Any, batch: Batch, keys: Array, mode: Mode) -> Any:
         """Return the discriminator as `(images, stats) -> (logits, stats)`."""
@@ -305,7 +319,17 @@ def adversarial_phases(
             )
             for i, p in lazy
         ),
-        Phase(generator, (generator,), generator_loss, generator_tx, every=n_critic),
+        *(
+            Phase(
+                f"{generator}_{i}" if i > 1 else generator,
+                (generator,),
+                generator_loss,
+                generator_tx,
+                every=n_critic,
+                optimiser=generator if i > 1 else None,
+            )
+            for i in range(1, generator_steps + 1)
+        ),
     )
 
 

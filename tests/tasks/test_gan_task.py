@@ -117,6 +117,12 @@ def test_phases_are_the_two_sides_and_lazy_penalties():
         ("r2", d, 4, 0, "discriminator"),
         ("generator", g, 5, 0, None),
     ]
+    assert described(make(generator_steps=3, n_critic=2)) == [
+        ("discriminator", d, 1, 0, None),
+        ("generator", g, 2, 0, None),
+        ("generator_2", g, 2, 0, "generator"),
+        ("generator_3", g, 2, 0, "generator"),
+    ]
     assert described(make(simultaneous=True)) == [("game", d + g, 1, 0, None)]
 
 
@@ -198,6 +204,32 @@ def test_each_side_trains_itself_alone_and_the_generator_every_n_critic_steps():
         assert all(moved["generator"]) if i % 2 else not any(moved["generator"])
         assert metrics["generator/loss"].weight == (B if i % 2 else 0)
         assert metrics["discriminator/loss"].weight == B
+
+
+def test_a_second_step_of_the_generator_goes_on_with_the_moments_of_the_first():
+    lr, beta = 0.1, 0.5
+    task = gan(
+        Stretch(),
+        Line(),
+        WASSERSTEIN,
+        optax.sgd(lr, beta),
+        optax.sgd(0.0),
+        latent=LATENT,
+        generator_steps=2,
+    )
+    step, state = jax.jit(make_step(task, seed=SEED)), begin(task)
+    assert set(state.opt) == {"discriminator", "generator"}
+    scale, momentum, seen = np.array([1.0, 2.0, 3.0]), 0, 0
+    for i in range(2):
+        state, _ = step(state, BATCH)
+        for phase in ("generator", "generator_2"):
+            keys = example_keys(jax.random.fold_in(stream(SEED, phase), i), jnp.arange(B))
+            z = painted(keys).mean(0) / [1, 2, 3]
+            seen = 0.9 * seen + 0.1 * z * scale
+            momentum = beta * momentum - z * W
+            scale = scale - lr * momentum
+        np.testing.assert_allclose(state.params["generator"]["scale"], scale, rtol=1e-4)
+        np.testing.assert_allclose(state.stats["generator"]["seen"]["mean"], seen, rtol=1e-4)
 
 
 # Penalties
@@ -404,6 +436,15 @@ def test_samples_are_of_latents_by_key_or_chosen():
     np.testing.assert_allclose(drawn(task, {"z": REAL}), REAL * [1, 2, 3], rtol=1e-5)
 
 
+def test_latents_are_of_the_prior():
+    task = make(prior=uniform)
+    z = np.asarray(uniform(fold(KEYS, 0), (LATENT,)))
+    np.testing.assert_allclose(drawn(task), z * [1, 2, 3], rtol=1e-5)
+    z = np.asarray(uniform(fold(fold(KEYS, 0), 0), (LATENT,)))
+    out = evaluate(task, "generator")
+    np.testing.assert_allclose(out.loss, -(z * [1, 2, 3]) @ W, rtol=1e-4, atol=1e-5)
+
+
 def test_truncation_draws_towards_the_mean_latent():
     task = make()
     np.testing.assert_allclose(drawn(task, truncation=0.5), 0.5 * drawn(task), rtol=1e-5)
@@ -452,6 +493,8 @@ def test_samples_use_the_statistics_and_leave_them():
     ("options", "message"),
     [
         ({"n_critic": 0}, "^n_critic=0 must be at least 1$"),
+        ({"generator_steps": 0}, "^generator_steps=0 must be at least 1$"),
+        ({"simultaneous": True, "generator_steps": 2}, "^simultaneous=True needs .*steps=1"),
         ({"penalties": (Penalty(r1, -1.0),)}, "weight=-1.0.* must be at least 0"),
         ({"penalties": (Penalty(r1, 1.0, 0),)}, "every=0 must be at least 1"),
         ({"simultaneous": True, "n_critic": 2}, "^simultaneous=True needs n_critic=1"),
