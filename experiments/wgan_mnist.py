@@ -1,8 +1,14 @@
 """WGAN on MNIST, its critic's weights clipped (Arjovsky et al. 2017), DCGAN's networks.
 
-    aigc train wgan_mnist --evaluate-every 500 --picture-every 500
+    aigc train wgan_mnist --evaluate-every 5000 --picture-every 5000
 
-Hardware: 2 CPU cores.
+Hardware: 1 CPU core, shared. Time: 56 minutes, at 4 to 16 steps a second: 29 of a processor.
+Score: Fréchet distance 12.5, where real digits score 0.391; recall 0.75; all ten classes
+
+1,000 samples in the features of `classifier_mnist` (99.1 % right on the test split), of averaged
+weights, after 20,000 steps of the critic. The last checkpoint is the best: 42.3 at 5,000 steps,
+18.0 at 10,000, 14.6 at 15,000. Precision 0.61 (real digits 0.87), recall 0.75 (0.87), density 0.36
+(0.95), coverage 0.06 (0.36), the entropy of the classes 2.20 nats (log 10 is 2.30).
 """
 
 import optax
