@@ -45,8 +45,8 @@ TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
             ("batch", "batch", ""),
             ("inner_steps", "steps a dispatch", ""),
             ("step_milliseconds", "ms a step", ",.2f"),
-            ("share", "share of the bare rate", ".1%"),
-            ("share_with_reading", "of that without reading batches", ".1%"),
+            ("share", "share of the step's rate on the same batches", ".1%"),
+            ("share_with_reading", "of its rate on one batch", ".1%"),
         ],
     ),
     "sample": (

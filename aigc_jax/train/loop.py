@@ -427,7 +427,8 @@ def _blocks(
 def _check_batch(batch: int, devices: int, accumulate: int) -> None:
     multiple = devices * accumulate
     if batch % multiple:
-        parts = f"{devices} devices" + (f" × accumulate={accumulate}" * (accumulate > 1))
+        parts = f"{devices} device" + "s" * (devices > 1)
+        parts += f" × accumulate={accumulate}" * (accumulate > 1)
         raise ValueError(
             f"batch={batch} does not divide over {parts}; use a multiple of {multiple}"
         )
