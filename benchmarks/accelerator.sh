@@ -33,7 +33,6 @@ part() { # seconds, name of the result, module, arguments
 }
 images="data=$scratch/images.npz" text="data=$scratch/text.txt"
 half="--device cuda --dtype bfloat16"
-# Tensor cores take tokens and channels by the dozen; dispatch weighs least in large batches.
 part 150 step_accelerator step "ddpm_cifar10:$images,dtype=bfloat16,batch=256" --compiler jit pmap --seconds 3
 part 110 peers_accelerator_gpt peers gpt_gpu_step $half --rounds 5 --seconds 1
 part 60 peers_accelerator_vae peers vae_step_128 --device cuda --rounds 5

@@ -4,7 +4,8 @@ Trains a VAE of 28×28 images by `train.loop.fit`, which reads batches, logs, sh
 saves; and, after each stretch of it, by nothing but its compiled step: on batches read as the loop
 reads them, which tells what the loop itself costs, and on one that stays on the device, which tells
 what reading costs besides. A share of 1 says that it costs nothing. A stretch of the loop holds
-what it does every so many steps: lines of the log, a wait for the steps dispatched, a save.
+what it does every so many steps: lines of the log, a wait for the steps dispatched, a save. What a
+save writes behind the steps is waited for in between, and does not count.
 """
 
 import argparse
